@@ -1,0 +1,1 @@
+"""One folder per framework: how it is patched, described, loaded and saved."""

@@ -1,0 +1,1 @@
+"""Hugging Face transformers: models, attention, data and checkpoint files."""

@@ -1,0 +1,104 @@
+"""Text as token batches, from local files or `datasets`."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo.core.errors import ConfigError
+from octavo.core.plugins.hookspecs import DataRequest
+
+
+def read_batches(tokenizer: Any, request: DataRequest) -> list[dict[str, torch.Tensor]]:
+    """Tokenize text and pack it into batches.
+
+    A document is one sample, with the special tokens that the tokenizer adds, cut to `sequence_length`. A plain
+    text file is one stream, cut into windows of `sequence_length` that follow each other. Where there are more
+    samples than asked for, `seed` chooses. Samples are sorted by length, so that batches need little padding,
+    which is on the right and masked.
+
+    Raises:
+        ConfigError: the source is missing, is empty, or yields no sample of two tokens.
+    """
+    path = Path(request.source)
+    if path.is_file() and path.suffix != ".jsonl":
+        samples = _windows(tokenizer, path.read_text(encoding="utf-8"), request.sequence_length)
+    else:
+        texts = read_documents(request.source)
+        samples = [tokenizer(text, verbose=False)["input_ids"][: request.sequence_length] for text in texts]
+    samples = [ids for ids in samples if len(ids) > 1]
+    if not samples:
+        raise ConfigError(f"{request.source} yields no sample of two tokens or more")
+    if len(samples) > request.num_samples:
+        samples = random.Random(request.seed).sample(samples, request.num_samples)
+    samples = sorted(samples, key=len)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    starts = range(0, len(samples), request.batch_size)
+    return [_batch(samples[start : start + request.batch_size], pad) for start in starts]
+
+
+def _windows(tokenizer: Any, text: str, length: int) -> list[list[int]]:
+    """Cut a text into windows of `length` tokens, each beginning with the BOS token where the model uses one."""
+    empty = tokenizer("")["input_ids"]
+    prefix = empty[:1] if empty[:1] == [tokenizer.bos_token_id] else []
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    step = max(length - len(prefix), 1)
+    return [prefix + ids[start : start + step] for start in range(0, len(ids), step)]
+
+
+def read_documents(source: str) -> list[str]:
+    """Return the documents of a .jsonl file or a dataset.
+
+    Raises:
+        ConfigError: the source is missing, a line is not JSON with a `text` field, or there is no document.
+    """
+    path = Path(source)
+    if path.suffix == ".jsonl" and path.is_file():
+        documents = [
+            _text_of(line, path, number) for number, line in enumerate(_lines(path), 1) if line.strip()
+        ]
+    elif path.suffix in (".txt", ".jsonl"):
+        raise ConfigError(f"{path} does not exist")
+    else:
+        documents = _dataset_texts(source)
+    documents = [text.strip() for text in documents if text.strip()]
+    if not documents:
+        raise ConfigError(f"{source} has no text")
+    return documents
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}, line {number}: expected a JSON object with a 'text' field") from error
+    return str(text)
+
+
+def _dataset_texts(source: str) -> list[str]:
+    """Read the `text` column of a dataset's train split, or of the split after `#` in `name#split`."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigError(f"{source} is no file; to read it as a dataset, pip install datasets") from error
+    name, _, split = source.partition("#")
+    dataset: Any = load_dataset(name, split=split or "train")
+    if "text" not in dataset.column_names:
+        raise ConfigError(f"dataset {name} has no 'text' column, found {dataset.column_names}")
+    return [str(text) for text in dataset["text"]]
+
+
+def _batch(samples: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    width = max(len(ids) for ids in samples)
+    return {
+        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids in samples]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in samples]),
+    }

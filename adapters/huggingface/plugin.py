@@ -1,0 +1,146 @@
+"""Hooks of the Hugging Face adapter. Imports transformers only inside hooks, for models that are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.core.model.description import ModelDescription
+from octavo.core.model.family_map import describe_by_map
+from octavo.core.plugins.hookspecs import DataRequest, PluginInfo
+from octavo.core.plugins.markers import hookimpl
+
+
+def is_transformers_model(model: nn.Module) -> bool:
+    """Whether `model` is a `PreTrainedModel`, judged without importing transformers."""
+    return any(
+        cls.__name__ == "PreTrainedModel" and cls.__module__.startswith("transformers.")
+        for cls in type(model).__mro__
+    )
+
+
+@hookimpl
+def plugin_info() -> PluginInfo:
+    """Describe this plugin."""
+    return PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",))
+
+
+@hookimpl
+def describe_model(model: nn.Module) -> ModelDescription | None:
+    """Describe a transformers model by its family map."""
+    if not is_transformers_model(model):
+        return None
+    config: Any = model.config
+    return describe_by_map(model, config.model_type, config)
+
+
+@hookimpl
+def tiny_inputs(model: nn.Module) -> Mapping[str, Any] | None:
+    """Return a few tokens for a text model."""
+    if not is_transformers_model(model) or getattr(model, "main_input_name", None) != "input_ids":
+        return None
+    parameter = next(model.parameters())
+    tokens = 4
+    inputs = {"input_ids": torch.arange(tokens, device=parameter.device)[None], "use_cache": False}
+    if parameter.is_meta:  # a ready-made mask: making one looks at values, which meta tensors have not
+        mask = torch.zeros(1, 1, tokens, tokens, device=parameter.device, dtype=parameter.dtype)
+        inputs["attention_mask"] = mask
+    return inputs
+
+
+@hookimpl
+def attention_layers(model: nn.Module) -> Mapping[str, nn.Module] | None:
+    """Return the layers that call transformers' attention interface."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.attention import interface_layers
+
+    return interface_layers(model)
+
+
+@hookimpl
+def prepare_model(model: nn.Module) -> None:
+    """Route attention through quantizers, where layers have them."""
+    if is_transformers_model(model):
+        from octavo.adapters.huggingface.attention import route_attention
+
+        route_attention(model)
+
+
+@hookimpl
+def unprepare_model(model: nn.Module) -> None:
+    """Undo `prepare_model`."""
+    if is_transformers_model(model):
+        from octavo.adapters.huggingface.attention import unroute_attention
+
+        unroute_attention(model)
+
+
+@hookimpl
+def checkpoint_names(model: nn.Module, names: Sequence[str]) -> Mapping[str, str] | None:
+    """Rename parameters as `save_pretrained` would."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.checkpoint import names_in_checkpoint
+
+    return names_in_checkpoint(model, names)
+
+
+@hookimpl
+def write_companions(model: nn.Module, directory: Path, tokenizer: Any, dtype: torch.dtype) -> bool | None:
+    """Write config, generation config, tokenizer and remote-code files."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.checkpoint import write_companion_files
+
+    write_companion_files(model, directory, tokenizer, dtype)
+    return True
+
+
+@hookimpl
+def load_model(path: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
+    """Load a causal language model with its weights."""
+    if not _can_load(path):
+        return None
+    from octavo.adapters.huggingface.loading import load_causal_lm
+
+    return load_causal_lm(path, dtype, trust_remote_code)
+
+
+@hookimpl
+def build_model(directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module | None:
+    """Build the model of a checkpoint's config, without its weights."""
+    if not _can_load(directory):
+        return None
+    from octavo.adapters.huggingface.loading import build_causal_lm
+
+    return build_causal_lm(directory, dtype, trust_remote_code)
+
+
+@hookimpl
+def load_tokenizer(path: Path, trust_remote_code: bool) -> Any:
+    """Load a checkpoint's tokenizer."""
+    if not _can_load(path):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+@hookimpl
+def text_batches(tokenizer: Any, request: DataRequest) -> Sequence[Mapping[str, torch.Tensor]] | None:
+    """Tokenize text with a transformers tokenizer."""
+    if not any(cls.__module__.startswith("transformers.") for cls in type(tokenizer).__mro__):
+        return None
+    from octavo.adapters.huggingface.data import read_batches
+
+    return read_batches(tokenizer, request)
+
+
+def _can_load(path: Path) -> bool:
+    return find_spec("transformers") is not None and (path / "config.json").is_file()

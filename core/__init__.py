@@ -1,0 +1,1 @@
+"""Framework-agnostic heart of Octavo: formats, ops, quantizers, calibration, modes and neutral model types."""

@@ -1,0 +1,57 @@
+"""Calibration algorithms by name, and the forms in which a config may give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from octavo.core.calibration.forward_loop import ForwardLoop
+from octavo.core.calibration.max import calibrate_max
+from octavo.core.errors import ConfigError, UnsupportedError, nearest
+
+Algorithm = Callable[[nn.Module, "ForwardLoop | None", bool], None]
+
+ALGORITHMS: dict[str, Algorithm] = {"max": calibrate_max}
+# Names that configs of the field use and this version cannot run.
+_DECLARED = (
+    "mse", "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq",
+    "nvfp4_act_headroom", "lsq",
+)  # fmt: skip
+
+
+def algorithms_of(algorithm: Any) -> list[Algorithm]:
+    """Return the functions to run in turn for the `algorithm` of a config.
+
+    Args:
+        algorithm: None, a name, a dict with `method` and its options, or a list of these.
+
+    Raises:
+        ConfigError: the name or an option is unknown.
+        UnsupportedError: the algorithm is known and not available in this version; it is named.
+    """
+    if algorithm is None:
+        return []
+    if isinstance(algorithm, (list, tuple)):
+        return [function for part in algorithm for function in algorithms_of(part)]
+    options = {"method": algorithm} if isinstance(algorithm, str) else algorithm
+    if not isinstance(options, Mapping) or "method" not in options:
+        raise ConfigError(
+            f"algorithm must be a name, a dict with 'method', a list or None; found {algorithm!r}"
+        )
+    name = options["method"]
+    if name in _DECLARED:
+        available = ", ".join(sorted(ALGORITHMS))
+        raise UnsupportedError(
+            f"algorithm {name!r} is not available in this version of Octavo; available: {available}"
+        )
+    if name not in ALGORITHMS:
+        known = [*ALGORITHMS, *_DECLARED]
+        raise ConfigError(
+            f"unknown algorithm {name!r}; known: {', '.join(known)}.{nearest(str(name), known)}"
+        )
+    unknown = sorted(set(options) - {"method"})
+    if unknown:
+        raise ConfigError(f"algorithm {name!r} takes no options, found {', '.join(unknown)}")
+    return [ALGORITHMS[name]]

@@ -1,0 +1,102 @@
+"""Collectors: statistics that calibration gathers from the tensors that quantizers see."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core import ops
+from octavo.core.formats import PerTensor, QuantSpec
+from octavo.core.modules import tensor_quantizers
+from octavo.core.quantizers import Collector, TensorQuantizer
+
+
+class Ignore:
+    """A collector that looks at nothing; while attached, its quantizer rounds nothing."""
+
+    def collect(self, quantizer: TensorQuantizer, x: Tensor) -> None:
+        """Look away."""
+
+
+class Seen:
+    """A collector that remembers which quantizers were reached."""
+
+    def __init__(self) -> None:
+        self.quantizers: set[TensorQuantizer] = set()
+
+    def collect(self, quantizer: TensorQuantizer, x: Tensor) -> None:
+        """Remember `quantizer`."""
+        self.quantizers.add(quantizer)
+
+
+class AmaxMemo:
+    """The maxima of the last tensor, so that layers that read the same one (q, k, v) reduce it once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[weakref.ref[Tensor], int, str] | None = None
+        self._amax = torch.empty(0)
+
+    def amax(self, x: Tensor, spec: QuantSpec) -> Tensor:
+        """Return `ops.amax(x, spec)`."""
+        if self._last is not None:
+            reference, version, key = self._last
+            if reference() is x and version == x._version and key == spec.key:
+                return self._amax
+        self._amax = ops.amax(x, spec)
+        self._last = (weakref.ref(x), x._version, spec.key)
+        return self._amax
+
+
+class AmaxCollector:
+    """Running maxima of one quantizer's tensor, as its format needs them.
+
+    Args:
+        spec: The quantizer's format.
+        memo: Shared with the other collectors of a run, or None.
+    """
+
+    def __init__(self, spec: QuantSpec, memo: AmaxMemo | None = None) -> None:
+        self._names = spec.state
+        self._spec = spec if "amax" in spec.state else QuantSpec(spec.element, PerTensor())
+        self._memo = memo
+        self.amax: Tensor | None = None
+
+    def collect(self, quantizer: TensorQuantizer, x: Tensor) -> None:
+        """Take `x` into account; an empty tensor says nothing."""
+        if x.numel() == 0:
+            return
+        amax = self._memo.amax(x, self._spec) if self._memo is not None else ops.amax(x, self._spec)
+        self._update(amax)
+
+    def merge(self, other: AmaxCollector) -> None:
+        """Take in what another collector (of another shard of the data) has seen; maxima merge exactly."""
+        if other.amax is not None:
+            self._update(other.amax)
+
+    def state(self) -> dict[str, Tensor] | None:
+        """Return what `TensorQuantizer.set_state` takes, or None when nothing was seen."""
+        if self.amax is None:
+            return None
+        values = {"amax": self.amax, "global_amax": self.amax.amax()}
+        return {name: values[name] for name in self._names}
+
+    def _update(self, amax: Tensor) -> None:
+        self.amax = amax.clone() if self.amax is None else torch.maximum(self.amax, amax)
+
+
+@contextmanager
+def collecting(model: nn.Module, collectors: Mapping[TensorQuantizer, Collector]) -> Iterator[None]:
+    """Attach collectors to quantizers for the time of a context, in which no quantizer of `model` rounds."""
+    ignore = Ignore()
+    quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
+    for quantizer in quantizers:
+        quantizer.collector = collectors.get(quantizer, ignore)
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.collector = None

@@ -1,0 +1,147 @@
+"""Finalizing: between calibration and packing, one recorded, reversible step to a dialect's numbers.
+
+It changes formats (how quotients round), shares scales among layers with a common input, and turns activation
+maxima into what a reader recovers from the stored scales. What is packed afterwards is bit for bit what the
+finalized model computes with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core.errors import ModeError
+from octavo.core.formats import QuantSpec
+from octavo.core.model.exporter import Dialect
+from octavo.core.modes.record import last_record
+from octavo.core.modules import QuantModule, quantized_layers, tensor_quantizers
+from octavo.core.plugins import plugins
+from octavo.core.quantizers import TensorQuantizer
+
+_FINALIZATION = "_octavo_finalization"
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """One quantizer as it was."""
+
+    quantizer: TensorQuantizer
+    spec: QuantSpec
+    state: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, quantizer: TensorQuantizer) -> _Undo:
+        assert quantizer.spec is not None  # noqa: S101 (the caller leaves the others out)
+        state = {name: tensor.clone() for name, tensor in quantizer.named_state().items()}
+        return cls(quantizer, quantizer.spec, state if _has_state(quantizer) else {})
+
+
+@dataclass(frozen=True)
+class _Finalization:
+    """What was done to a model, and for which dialect."""
+
+    dialect: str
+    undo: list[_Undo]
+
+
+@torch.no_grad()
+def finalize(model: nn.Module, dialect: Dialect | str) -> None:
+    """Change the model's quantizers to the numbers of `dialect`; `unfinalize` puts them back.
+
+    Args:
+        model: A quantized model.
+        dialect: The dialect, or the name of the exporter that writes it (`unified_hf`).
+
+    Raises:
+        ModeError: the model is not quantized, or is finalized already.
+        PluginError: no exporter has that name.
+    """
+    if isinstance(dialect, str):
+        dialect = plugins().exporter(dialect).dialect
+    record = last_record(model, "quantize")
+    if record is None:
+        raise ModeError("the model is not quantized; call octavo.quantize first")
+    if (other := finalized_for(model)) is not None:
+        raise ModeError(f"the model is finalized for {other} already; call octavo.unfinalize(model) first")
+    layers = dict(quantized_layers(model))
+    quantizers = [quantizer for _, quantizer in tensor_quantizers(model) if quantizer.spec is not None]
+    model.__dict__[_FINALIZATION] = _Finalization(dialect.name, [_Undo.of(q) for q in quantizers])
+    for layer in layers.values():
+        weight, inputs = _stage(layer, "weight_quantizer"), _stage(layer, "input_quantizer")
+        if weight is not None and weight.spec is not None:
+            weight.respecify(dialect.weight_spec(weight.spec, inputs.spec if inputs is not None else None))
+    for group in record.state["same_input"]:
+        _share(dialect, [layers[name] for name in group if name in layers])
+    for layer in layers.values():
+        for name in layer.quantizers().keys() - layer.quantized_weights().keys():
+            quantizer = _stage(layer, name)
+            if quantizer is not None and quantizer.spec is not None and _has_state(quantizer):
+                state = dialect.activation_state(name, quantizer.spec, quantizer.named_state())
+                quantizer.set_state(**state)
+
+
+def unfinalize(model: nn.Module) -> None:
+    """Undo `finalize`.
+
+    Raises:
+        ModeError: the model is not finalized.
+    """
+    if finalized_for(model) is None:
+        raise ModeError("the model is not finalized")
+    for undo in model.__dict__.pop(_FINALIZATION).undo:
+        undo.quantizer.respecify(undo.spec)
+        if undo.state:
+            undo.quantizer.set_state(**undo.state)
+
+
+def finalized_for(model: nn.Module) -> str | None:
+    """Return the name of the dialect that the model is finalized for, or None."""
+    record: _Finalization | None = model.__dict__.get(_FINALIZATION)
+    return None if record is None else record.dialect
+
+
+def forget_finalization(model: nn.Module) -> None:
+    """Drop the record of a finalization whose quantizers are about to go."""
+    model.__dict__.pop(_FINALIZATION, None)
+
+
+@contextmanager
+def finalized(model: nn.Module, dialect: Dialect | str) -> Iterator[None]:
+    """Finalize the model for the time of a context."""
+    finalize(model, dialect)
+    try:
+        yield
+    finally:
+        unfinalize(model)
+
+
+def _share(dialect: Dialect, layers: Sequence[QuantModule]) -> None:
+    """Share scales among layers that read one tensor, where their formats agree."""
+    for kind in ("weight_quantizer", "input_quantizer"):
+        quantizers = [stage for layer in layers if (stage := _stage(layer, kind)) is not None]
+        specs = [quantizer.spec for quantizer in quantizers if quantizer.spec is not None]
+        if len(specs) < 2 or len(specs) != len(layers) or len(set(specs)) > 1:
+            continue
+        names: Sequence[str] = specs[0].state
+        if kind == "weight_quantizer":
+            shapes = [tuple(layer.quantized_weights()[kind].shape) for layer in layers]
+            names = dialect.shared_state(specs, shapes)
+        if not names or not all(map(_has_state, quantizers)):
+            continue
+        shared = {n: torch.stack([getattr(q, n) for q in quantizers]).amax(0) for n in names}
+        for quantizer in quantizers:
+            quantizer.set_state(**{**quantizer.named_state(), **shared})
+
+
+def _has_state(quantizer: TensorQuantizer) -> bool:
+    return bool(quantizer.named_state()) and not quantizer.needs_calibration
+
+
+def _stage(layer: QuantModule, name: str) -> TensorQuantizer | None:
+    """Return the layer's quantizer if it is on and a single one."""
+    quantizer = layer.quantizers().get(name)
+    return quantizer if isinstance(quantizer, TensorQuantizer) and quantizer.enabled else None

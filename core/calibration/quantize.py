@@ -1,0 +1,106 @@
+"""`quantize`, `calibrate` and `unquantize`: the main verbs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from octavo.core.calibration.algorithms import algorithms_of
+from octavo.core.calibration.attach import attach, check_reached, describe_quantizers
+from octavo.core.calibration.forward_loop import ForwardLoop
+from octavo.core.calibration.max import calibrate_weights
+from octavo.core.console import say
+from octavo.core.errors import ModeError
+from octavo.core.modes.record import history, set_history
+from octavo.core.modes.registry import mode_named
+from octavo.core.modes.transaction import applying
+from octavo.core.plan import check_device, plan
+
+
+def quantize(
+    model: nn.Module,
+    config: str | Mapping[str, Any],
+    forward_loop: ForwardLoop | None = None,
+    quiet: bool = False,
+) -> nn.Module:
+    """Quantize a model in simulation, in place: plan, attach quantizers, calibrate.
+
+    Either all of it succeeds or the model is as it was. What was quantized and what was not is printed, and is
+    available as data from `octavo.plan`.
+
+    Args:
+        model: The model, with its weights in memory.
+        config: A preset's name or a config (`octavo.FP8_DEFAULT_CFG`, …).
+        forward_loop: Calibration data: a callable that takes the model and runs it, a dataloader, or a list of
+            tensors or dicts. Needed where activations have static scales.
+        quiet: Print nothing.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ConfigError: the config is wrong.
+        UnsupportedError: the config asks for something that is not available.
+        PlanError: the config cannot work on this model; every reason is listed.
+        CalibrationError: calibration yields nothing usable.
+        ModeError: the model is quantized already.
+    """
+    made = plan(model, config)
+    made.check()
+    check_device(model)
+    algorithms = algorithms_of(made.config["algorithm"])
+    with applying(model, "quantize", _json_ready(made.config)) as state:
+        attach(model, made.layers)
+        check_reached(model)
+        calibrate_weights(model)
+        for algorithm in algorithms:
+            algorithm(model, forward_loop, quiet)
+        state.update(layers=describe_quantizers(model), same_input=[list(group) for group in made.groups])
+    say(made.summary(), quiet)
+    return model
+
+
+def calibrate(
+    model: nn.Module, algorithm: Any = "max", forward_loop: ForwardLoop | None = None, quiet: bool = False
+) -> nn.Module:
+    """Calibrate the quantizers of a quantized model that have no state yet, in place.
+
+    Args:
+        model: A quantized model.
+        algorithm: As in a config: a name, a dict with `method`, or a list of these.
+        forward_loop: As in `quantize`.
+        quiet: Show no progress bar.
+
+    Raises:
+        ModeError: the model is not quantized.
+        ConfigError, UnsupportedError, CalibrationError: as in `quantize`.
+    """
+    if not any(record.mode == "quantize" for record in history(model)):
+        raise ModeError("the model is not quantized; call octavo.quantize first")
+    for function in algorithms_of(algorithm):
+        function(model, forward_loop, quiet)
+    return model
+
+
+def unquantize(model: nn.Module) -> nn.Module:
+    """Take all quantizers off, in place: every layer gets back the very class it had.
+
+    Raises:
+        ModeError: the model is not quantized, or another mode was applied after.
+    """
+    records = history(model)
+    if not records or records[-1].mode != "quantize":
+        found = ", ".join(record.mode for record in records) or "none"
+        raise ModeError(
+            f"only a model whose last mode is 'quantize' can be unquantized; found modes: {found}"
+        )
+    mode_named("quantize").undo(model)
+    set_history(model, records[:-1])
+    return model
+
+
+def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config))  # type: ignore[no-any-return]

@@ -1,0 +1,184 @@
+"""The attributes of one quantizer in a config, and the QuantSpec that they mean."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from octavo.core.errors import ConfigError, UnsupportedError, nearest
+from octavo.core.formats import (
+    Granularity,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    PerToken,
+    QuantSpec,
+    element_type,
+)
+from octavo.core.formats.spec import ScaleType
+
+E4M3_MAX = 448.0
+_FLOAT_NAMES = {(4, 3): "e4m3", (5, 2): "e5m2", (2, 1): "e2m1", (3, 2): "e3m2", (2, 3): "e2m3"}
+_BLOCK_OPTIONS = ("type", "scale_bits", "scale_block_sizes", "four_over_six")
+# Attributes that are understood and not available yet, with the value that means "not used".
+_UNAVAILABLE = {
+    "fake_quant": True,
+    "bias": None,
+    "rotate": False,
+    "backend": None,
+    "backend_extra_args": None,
+    "learn_amax": False,
+    "calibrator": "max",
+    "trt_high_precision_dtype": "Float",
+}
+
+
+class QuantizerAttributes(BaseModel):
+    """Attributes of one quantizer, with the names and defaults of ModelOpt's `QuantizerAttributeConfig`.
+
+    Attributes:
+        enable: Whether the quantizer rounds.
+        num_bits: Integer width, (exponent, mantissa) bits, or a name such as "e4m3".
+        axis: Axis that keeps its own scales; None for one scale per tensor.
+        block_sizes: {negative axis: length}, with the options `type`, `scale_bits`; excludes `axis`.
+        type: `dynamic` computes scales from the values at hand.
+        unsigned: Integer codes start at 0.
+        narrow_range: Integer codes leave out the lowest one, so that the range is symmetric.
+        constant_amax: Pins `amax` (or `global_amax`) to this value; nothing is calibrated.
+        use_constant_amax: Short for `constant_amax` 448.
+        pass_through_bwd: Gradients also pass where values saturate. Off unless asked for.
+        effective_bits: Bits per value with scales; only informs searches.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable: bool = True
+    num_bits: int | tuple[int, int] | str = 8
+    axis: int | tuple[int, ...] | None = None
+    block_sizes: dict[int | str, Any] | None = None
+    type: Literal["static", "dynamic"] = "static"
+    unsigned: bool = False
+    narrow_range: bool = False
+    constant_amax: float | None = None
+    use_constant_amax: bool = False
+    pass_through_bwd: bool = False
+    effective_bits: float | None = None
+    fake_quant: bool = True
+    bias: dict[int | str, Any] | None = None
+    rotate: bool | dict[str, Any] = False
+    backend: str | None = None
+    backend_extra_args: dict[str, Any] | None = None
+    learn_amax: bool = False
+    calibrator: Any = "max"
+    trt_high_precision_dtype: str = "Float"
+
+    @field_validator("block_sizes", "bias")
+    @classmethod
+    def _integer_axes(cls, value: dict[int | str, Any] | None) -> dict[int | str, Any] | None:
+        """Read axes that JSON turned into strings."""
+        if value is None:
+            return None
+        return {int(k) if isinstance(k, str) and k.lstrip("-").isdigit() else k: v for k, v in value.items()}
+
+    def pinned_amax(self) -> float | None:
+        """Return the constant amax, or None when it is calibrated."""
+        if self.use_constant_amax and self.constant_amax is not None:
+            raise ConfigError(
+                f"use_constant_amax excludes constant_amax={self.constant_amax}; give one of them"
+            )
+        return E4M3_MAX if self.use_constant_amax else self.constant_amax
+
+    def to_spec(self) -> QuantSpec:
+        """Return the format that these attributes mean.
+
+        Raises:
+            ConfigError: attributes contradict each other.
+            UnsupportedError: an attribute is not available in this version.
+        """
+        for name, unused in _UNAVAILABLE.items():
+            if getattr(self, name) != unused:
+                raise UnsupportedError(
+                    f"{name}={getattr(self, name)!r} is not available in this version of Octavo"
+                )
+        element = self._element_name()
+        if self.block_sizes is None:
+            return QuantSpec(element, self._axis_granularity(), dynamic=self.type == "dynamic")
+        if self.axis is not None:
+            raise ConfigError(f"axis={self.axis} excludes block_sizes={self.block_sizes}; give one of them")
+        return self._block_spec(element, self.block_sizes)
+
+    def _element_name(self) -> str:
+        if isinstance(self.num_bits, str):
+            return element_type(self.num_bits).name
+        if isinstance(self.num_bits, tuple):
+            if self.num_bits not in _FLOAT_NAMES:
+                known = ", ".join(map(str, _FLOAT_NAMES))
+                raise UnsupportedError(
+                    f"num_bits={self.num_bits}: the (exponent, mantissa) pairs are {known}"
+                )
+            return _FLOAT_NAMES[self.num_bits]
+        name = f"{'u' if self.unsigned else ''}int{self.num_bits}{'_narrow' if self.narrow_range else ''}"
+        return element_type(name).name
+
+    def _axis_granularity(self) -> Granularity:
+        axes = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis or ())
+        if len(axes) > 1:
+            raise UnsupportedError(
+                f"axis={axes}: one axis with scales of its own is available, several are not"
+            )
+        return PerChannel(axes[0]) if axes else PerTensor()
+
+    def _block_spec(self, element: str, block_sizes: dict[int | str, Any]) -> QuantSpec:
+        options = {key: value for key, value in block_sizes.items() if isinstance(key, str)}
+        for key in options.keys() - set(_BLOCK_OPTIONS):
+            raise ConfigError(f"unknown option {key!r} of block_sizes.{nearest(key, _BLOCK_OPTIONS)}")
+        for key in ("scale_block_sizes", "four_over_six"):
+            if options.get(key):
+                raise UnsupportedError(
+                    f"block_sizes[{key!r}]={options[key]!r} is not available in this version"
+                )
+        lengths = {key: value for key, value in block_sizes.items() if isinstance(key, int)}
+        dynamic = "dynamic" in (self.type, options.get("type", self.type))
+        granularity: Granularity = PerToken()
+        if lengths != {-1: None}:
+            if not lengths or not all(isinstance(length, int) for length in lengths.values()):
+                raise ConfigError(
+                    f"block_sizes={block_sizes}: lengths must be integers, or None for {{-1: None}}"
+                )
+            granularity = PerBlock(tuple(lengths.items()))
+        scale = self._scale_type(options.get("scale_bits"))
+        global_max = element_type(element).max * E4M3_MAX if scale == "e4m3" else None
+        return QuantSpec(element, granularity, scale, global_max, dynamic)
+
+    @staticmethod
+    def _scale_type(scale_bits: Any) -> ScaleType:
+        match scale_bits:
+            case None:
+                return "float32"
+            case (4, 3) | [4, 3]:
+                return "e4m3"
+            case (8, 0) | [8, 0]:
+                return "e8m0"
+        raise ConfigError(f"scale_bits={scale_bits!r}; expected (4, 3) for E4M3 or (8, 0) for E8M0 scales")
+
+
+def parse_attributes(data: dict[str, Any], where: str) -> QuantizerAttributes:
+    """Read attributes from a config.
+
+    Args:
+        data: Attribute names and values.
+        where: The entry they come from, for messages.
+
+    Raises:
+        ConfigError: a name is unknown or a value has the wrong type; the nearest name is offered.
+    """
+    fields = QuantizerAttributes.model_fields
+    for name in data.keys() - fields.keys():
+        raise ConfigError(f"{where}: unknown quantizer attribute {name!r}.{nearest(str(name), fields)}")
+    try:
+        return QuantizerAttributes.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"{where}: {name}={problem['input']!r}: {problem['msg']}") from error

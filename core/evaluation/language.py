@@ -1,0 +1,100 @@
+"""Perplexity, KL divergence and top-1 agreement of causal language models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core.errors import ConfigError
+
+TokenBatch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against a reference, over the same tokens.
+
+    Attributes:
+        num_tokens: Number of predicted tokens.
+        perplexity: Of the model.
+        reference_perplexity: Of the reference.
+        kl: Mean over tokens of KL(reference ‖ model), in nats.
+        top1: Share of tokens for which both predict the same next one.
+    """
+
+    num_tokens: int
+    perplexity: float
+    reference_perplexity: float
+    kl: float
+    top1: float
+
+
+def perplexity(model: nn.Module, batches: Iterable[TokenBatch]) -> float:
+    """Return exp of the mean negative log-likelihood of every token but the first of each sample.
+
+    Args:
+        model: Takes a batch as keyword arguments and returns logits [batch, tokens, vocabulary], or an output
+            with `logits`.
+        batches: Dicts with `input_ids` [batch, tokens] and optionally `attention_mask`, whose zeros are
+            left out.
+
+    Raises:
+        ConfigError: there is no token to predict.
+    """
+    total, count = 0.0, 0
+    for batch in batches:
+        log_probs, keep = _log_probabilities(model, batch)
+        total += _negative_log_likelihood(log_probs, keep, batch)
+        count += int(keep.sum())
+    return math.exp(total / _counted(count))
+
+
+def compare(model: nn.Module, reference: nn.Module, batches: Iterable[TokenBatch]) -> Comparison:
+    """Compare `model` with `reference` over the same tokens; batches as in `perplexity`.
+
+    Raises:
+        ConfigError: there is no token to predict.
+    """
+    own, other, kl, same, count = 0.0, 0.0, 0.0, 0, 0
+    for batch in batches:
+        log_probs, keep = _log_probabilities(model, batch)
+        reference_log_probs, _ = _log_probabilities(reference, batch)
+        own += _negative_log_likelihood(log_probs, keep, batch)
+        other += _negative_log_likelihood(reference_log_probs, keep, batch)
+        divergence = (reference_log_probs.exp() * (reference_log_probs - log_probs)).sum(-1)
+        kl += float(divergence[keep].double().sum())
+        same += int((log_probs.argmax(-1) == reference_log_probs.argmax(-1))[keep].sum())
+        count += int(keep.sum())
+    _counted(count)
+    return Comparison(count, math.exp(own / count), math.exp(other / count), kl / count, same / count)
+
+
+def batches_on(batches: Iterable[TokenBatch], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches moved to `device`."""
+    for batch in batches:
+        yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def _log_probabilities(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Return fp32 log-probabilities [batch, tokens − 1, vocabulary] and the mask of tokens that count."""
+    output: Any = model(**batch)
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    return torch.log_softmax(logits[:, :-1].float(), dim=-1), mask[:, 1:].bool()
+
+
+def _negative_log_likelihood(log_probs: Tensor, keep: Tensor, batch: TokenBatch) -> float:
+    targets = batch["input_ids"][:, 1:, None]
+    return -float(log_probs.gather(-1, targets)[..., 0][keep].double().sum())
+
+
+def _counted(count: int) -> int:
+    if count == 0:
+        raise ConfigError("there is no token to predict: give samples of two tokens or more")
+    return count

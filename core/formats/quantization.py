@@ -1,0 +1,150 @@
+"""Quantize, dequantize and fake-quantize in plain torch: the reference that every kernel must match bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.core.errors import ShapeError
+from octavo.core.formats.granularity import PerTensor, keepdim_shape, unblocked
+from octavo.core.formats.packing import pack, packed_length, unpack
+from octavo.core.formats.rounding import decode, encode, round_to_grid
+from octavo.core.formats.scales import Scales, scales_from_amax, step_from_stored
+from octavo.core.formats.spec import QuantSpec
+
+_RANGE_SLACK = 1 + 2.0**-20
+
+
+class Quantized(NamedTuple):
+    """A quantized tensor in plain tensors.
+
+    Attributes:
+        payload: uint8 codes, packed along the last dim: [..., ⌈n·bits/8⌉].
+        scale: Stored first-level scales, shape `granularity.scale_shape` (see `Scales.stored`).
+        global_scale: fp32 [] second-level scale, or None.
+    """
+
+    payload: Tensor
+    scale: Tensor
+    global_scale: Tensor | None
+
+
+def compute_amax(x: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the largest magnitude of each block, fp32, shape `granularity.scale_shape(x.shape)`.
+
+    NaN anywhere in a block makes its result NaN. An empty tensor has maxima of 0.
+    """
+    shape = spec.granularity.scale_shape(x.shape)
+    if x.numel() == 0:
+        return x.new_zeros(shape, dtype=torch.float32)
+    if isinstance(spec.granularity, PerTensor):
+        low, high = torch.aminmax(x)  # one pass and no temporary of the size of x
+        return torch.maximum(low.abs(), high.abs()).float()
+    magnitude = spec.granularity.blocked(x).abs()
+    dims = spec.granularity.reduced_dims(x.dim())
+    return (magnitude.amax(dims) if dims else magnitude).reshape(shape).float()
+
+
+def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
+    """Round `x` to the values that its codes and scales stand for.
+
+    Args:
+        x: Any float dtype, any shape.
+        state: Calibrated tensors, fp32, in the order of `spec.state`.
+        spec: The format.
+
+    Returns:
+        Tensor of the shape and dtype of `x`, equal bit for bit to `dequantize(*quantize(x, state, spec), …)`.
+        NaN stays NaN here, and has no code in most formats: weights with NaN are refused before this.
+    """
+    grid, scales = _grid(x, state, spec)
+    values = grid * scales.step.reshape(keepdim_shape(spec.granularity, x.shape))
+    return unblocked(values, spec.granularity, x.shape).to(x.dtype)
+
+
+def quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Quantized:
+    """Return the packed codes and scales of `x`; arguments as in `fake_quantize`.
+
+    Raises:
+        ShapeError: `x` is a scalar.
+    """
+    grid, scales = _grid(x, state, spec)
+    if x.dim() == 0:
+        raise ShapeError("a scalar cannot be packed: codes are packed along the last dim, found shape ()")
+    codes = encode(unblocked(grid, spec.granularity, x.shape), spec.element_type)
+    return Quantized(pack(codes, spec.element_type.bits), scales.stored, scales.global_scale)
+
+
+def dequantize(
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    spec: QuantSpec,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the values of a quantized tensor.
+
+    Args:
+        payload: See `Quantized`.
+        scale: See `Quantized`.
+        global_scale: See `Quantized`.
+        spec: The format.
+        shape: Shape of the result.
+        dtype: Dtype of the result; products are rounded to it once, from fp32.
+
+    Raises:
+        ShapeError: payload or scale do not fit `shape`.
+    """
+    expected = {
+        "payload": (*shape[:-1], packed_length(shape[-1], spec.element_type.bits)),
+        "scale": spec.granularity.scale_shape(shape),
+    }
+    for (part, part_shape), tensor in zip(expected.items(), (payload, scale), strict=True):
+        if tuple(tensor.shape) != part_shape:
+            raise ShapeError(
+                f"a tensor of shape {tuple(shape)} quantized as {spec} has a {part} of shape {part_shape}, "
+                f"found {tuple(tensor.shape)}"
+            )
+    codes = unpack(payload, spec.element_type.bits, shape[-1])
+    grid = spec.granularity.blocked(decode(codes, spec.element_type))
+    step = step_from_stored(scale, global_scale, spec)
+    values = grid * step.reshape(keepdim_shape(spec.granularity, shape))
+    return unblocked(values, spec.granularity, shape).to(dtype)
+
+
+def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
+    """Return the boolean mask of the values of `x` that quantize without saturating.
+
+    The straight-through estimator passes gradients there (Bengio et al., arXiv:1308.3432, clipped form).
+    The bounds are a hair wider than the range, so that a value equal to `amax` is always inside.
+    """
+    steps, _ = _steps(x, state, spec)
+    low, high = spec.element_type.min * _RANGE_SLACK, spec.element_type.max * _RANGE_SLACK
+    return unblocked((steps >= low) & (steps <= high), spec.granularity, x.shape)
+
+
+def _scales(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Scales:
+    named = dict(zip(spec.state, state, strict=True))
+    amax = compute_amax(x, spec) if spec.dynamic else named["amax"]
+    return scales_from_amax(amax, named.get("global_amax"), spec)
+
+
+def _grid(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
+    """Return the blocked view of `x` in units of its steps, rounded to the element type, and the scales."""
+    steps, scales = _steps(x, state, spec)
+    return round_to_grid(steps, spec.element_type, spec.ties), scales
+
+
+def _steps(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
+    """Return the blocked view of `x` in units of its steps, fp32, and the scales."""
+    scales = _scales(x, state, spec)
+    keepdim = keepdim_shape(spec.granularity, x.shape)
+    view = spec.granularity.blocked(x).float()
+    if scales.inverse is not None:
+        return view * scales.inverse.reshape(keepdim), scales
+    steps = view / scales.step.reshape(keepdim)
+    return steps.to(x.dtype).float() if spec.arithmetic == "divide_native" else steps, scales

@@ -1,0 +1,90 @@
+"""Rounding fp32 values onto the grid of an element type, and the grid to codes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from octavo.core.formats.elements import ElementType
+from octavo.core.formats.spec import Ties
+
+_NATIVE_FLOATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+
+
+def round_to_grid(x: Tensor, element: ElementType, ties: Ties = "even") -> Tensor:
+    """Return the value of `element` nearest to each of `x`; beyond the range, its largest.
+
+    Args:
+        x: fp32 values in units of the scale, any shape. NaN stays NaN.
+        element: The element type.
+        ties: `even`: ties go to the even code. `toward_zero`: ties go to the smaller magnitude, and an exact
+            zero becomes −0.
+
+    Returns:
+        fp32 tensor of the same shape. Sub-byte floats store no −0 under `even`, except for values that
+        round to it from below.
+    """
+    if not element.is_float:
+        return x.round().clamp(element.min, element.max) + 0.0  # integers have no −0
+    x = x.clamp(element.min, element.max)
+    if ties == "even" and element.name in _NATIVE_FLOATS:
+        return x.to(_NATIVE_FLOATS[element.name]).float()
+    if ties == "even":
+        return _round_magnitude(x + 0.0, element, torch.round)
+    rounded = _round_magnitude(x, element, lambda steps: torch.ceil(steps - 0.5))
+    return torch.where(x == 0, -0.0, rounded)
+
+
+def _round_magnitude(x: Tensor, element: ElementType, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    magnitude = x.abs()
+    exponent = (torch.frexp(magnitude).exponent - 1).clamp(min=element.smallest_exponent)
+    quantum = torch.ldexp(torch.ones_like(magnitude), exponent - element.mantissa_bits)
+    return torch.copysign(rounding(magnitude / quantum) * quantum, x)
+
+
+def encode(grid: Tensor, element: ElementType) -> Tensor:
+    """Return the code of each grid value, in the low `element.bits` bits of a uint8.
+
+    Floats: sign, exponent, mantissa from the top bit. Signed integers: two's complement.
+
+    Args:
+        grid: fp32 values that `round_to_grid` returned. NaN becomes the NaN code where there is one, else 0.
+        element: The element type.
+    """
+    if not element.is_float:
+        return grid.to(torch.int16).bitwise_and(2**element.bits - 1).to(torch.uint8)
+    if element.name in _NATIVE_FLOATS:
+        return grid.to(_NATIVE_FLOATS[element.name]).view(torch.uint8)
+    magnitude = grid.abs().nan_to_num(0.0)
+    mantissa, exponent = torch.frexp(magnitude)
+    is_normal = magnitude >= 2.0**element.smallest_exponent
+    steps_per_binade = 2**element.mantissa_bits
+    normal = (exponent - 1 + element.bias) * steps_per_binade + ((mantissa * 2 - 1) * steps_per_binade).int()
+    subnormal = (magnitude * 2.0 ** (element.mantissa_bits - element.smallest_exponent)).int()
+    code = torch.where(is_normal, normal, subnormal)
+    sign = torch.signbit(grid).int() << (element.bits - 1)
+    return torch.where(grid.isnan(), 0, code + sign).to(torch.uint8)
+
+
+def decode(codes: Tensor, element: ElementType) -> Tensor:
+    """Return the fp32 value of each code (uint8; bits above `element.bits` must be 0)."""
+    if element.name in _NATIVE_FLOATS:
+        return codes.view(_NATIVE_FLOATS[element.name]).float()
+    table = torch.tensor(_code_values(element), dtype=torch.float32, device=codes.device)
+    return torch.take(table, codes.long())
+
+
+@cache
+def _code_values(element: ElementType) -> tuple[float, ...]:
+    if not element.is_float:
+        half = 2 ** (element.bits - 1) if element.min < 0 else 2**element.bits
+        return tuple(float(code if code < half else code - 2 * half) for code in range(2**element.bits))
+    positive = []
+    for code in range(2 ** (element.bits - 1)):
+        exponent, mantissa = divmod(code, 2**element.mantissa_bits)
+        fraction = mantissa / 2**element.mantissa_bits + (1 if exponent else 0)
+        positive.append(fraction * 2.0 ** (max(exponent, 1) - element.bias))
+    return (*positive, *(-value for value in positive))

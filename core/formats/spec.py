@@ -1,0 +1,146 @@
+"""QuantSpec: everything that says how one tensor is quantized, as frozen, comparable, JSON-ready data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal, get_args
+
+from octavo.core.errors import ConfigError, nearest
+from octavo.core.formats.elements import ElementType, element_type
+from octavo.core.formats.granularity import (
+    PER_TENSOR,
+    Granularity,
+    granularity_from_json,
+    granularity_to_json,
+)
+
+ScaleType = Literal["float32", "e4m3", "e8m0"]
+Arithmetic = Literal["multiply", "divide", "divide_native"]
+Ties = Literal["even", "toward_zero"]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one tensor becomes codes and scales: ``x ≈ code · scale [· global scale]``.
+
+    Attributes:
+        element: Name of the element type of the codes.
+        granularity: Which elements share a (first-level) scale.
+        scale: Type in which first-level scales are stored. `e8m0` is a power of two, rounded up so that no
+            value saturates; `e4m3` needs a second level.
+        global_max: None for one level. Otherwise a second, per-tensor fp32 scale is
+            ``global_amax / global_max``; NVFP4 uses 6 · 448 = 2688.
+        dynamic: First-level scales are computed from the values at hand instead of a calibrated `amax`.
+        arithmetic: How fp32 rounding enters where scales are float32. `multiply`: codes = round(x · f) and
+            values = code · (1/f), with f = max/amax for integers and (1/amax) · max for floats, as
+            fake-quantizing kernels do. `divide`: round(x / scale) with scale = amax/max, as checkpoint writers
+            do. `divide_native`: the quotient is first rounded to the dtype of x (double rounding in bf16,
+            which one dialect's bytes need). With e4m3 and e8m0 scales, always x / scale.
+        ties: `even`, or `toward_zero` with every exact zero stored as −0 (one dialect's MXFP4).
+    """
+
+    element: str
+    granularity: Granularity = PER_TENSOR
+    scale: ScaleType = "float32"
+    global_max: float | None = None
+    dynamic: bool = False
+    arithmetic: Arithmetic = "multiply"
+    ties: Ties = "even"
+
+    def __post_init__(self) -> None:
+        element_type(self.element)
+        object.__setattr__(self, "dynamic", bool(self.dynamic))  # equal specs must have equal keys
+        if self.global_max is not None:
+            object.__setattr__(self, "global_max", float(self.global_max))
+            if not 0 < self.global_max < math.inf:
+                raise ConfigError(f"global_max={self.global_max}: must be a positive number")
+        for field, allowed in (("scale", ScaleType), ("arithmetic", Arithmetic), ("ties", Ties)):
+            value = getattr(self, field)
+            if value not in get_args(allowed):
+                raise ConfigError(f"{field}={value!r}; expected one of {', '.join(get_args(allowed))}")
+        if self.scale == "e8m0" and not self.dynamic:
+            raise ConfigError("e8m0 scales are always computed from the values at hand: use dynamic=True")
+        if (self.scale == "e4m3") != (self.global_max is not None):
+            raise ConfigError(
+                f"scale={self.scale!r} with global_max={self.global_max}: e4m3 scales have a second level "
+                "(global_max; NVFP4 uses 2688) and the other scale types have none"
+            )
+        if self.ties == "toward_zero" and not self.element_type.is_float:
+            raise ConfigError(f"ties='toward_zero' is for floating-point codes, found {self.element}")
+
+    @property
+    def element_type(self) -> ElementType:
+        """The element type of the codes."""
+        return element_type(self.element)
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of the calibrated tensors that quantizing needs, in the order that the ops take them."""
+        names = () if self.dynamic else ("amax",)
+        return names if self.global_max is None else (*names, "global_amax")
+
+    def state_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the state tensor `name` for a tensor of `shape`."""
+        return self.granularity.scale_shape(shape) if name == "amax" else ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dict that `from_json` reads back."""
+        return {
+            "element": self.element,
+            "granularity": granularity_to_json(self.granularity),
+            "scale": self.scale,
+            "global_max": self.global_max,
+            "dynamic": self.dynamic,
+            "arithmetic": self.arithmetic,
+            "ties": self.ties,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
+        """Read what `to_json` wrote; fields left out take their defaults.
+
+        Raises:
+            ConfigError: a field is unknown or has a value that does not exist.
+        """
+        fields = dict(data)
+        for name in fields.keys() - cls.__dataclass_fields__.keys():
+            raise ConfigError(
+                f"unknown field {name!r} of QuantSpec.{nearest(name, cls.__dataclass_fields__)}"
+            )
+        if "element" not in fields:
+            raise ConfigError(f"QuantSpec needs an 'element', found {sorted(fields)}")
+        if "granularity" in fields:
+            fields["granularity"] = granularity_from_json(fields["granularity"])
+        return cls(**fields)
+
+    @cached_property
+    def key(self) -> str:
+        """The spec as one string, which is how the ops take it; equal specs have equal keys."""
+        return chain_key([self])
+
+    def __str__(self) -> str:
+        """Return a short name such as `e2m1 block{-1:16} e4m3·global dynamic`."""
+        where = granularity_to_json(self.granularity)
+        kind = where.pop("kind")
+        detail = str(where["axis"]) if kind == "channel" else ""
+        if kind == "block":
+            detail = "{" + ",".join(f"{axis}:{length}" for axis, length in where["sizes"].items()) + "}"
+        words = [self.element, f"{kind}{detail}"]
+        if self.scale != "float32":
+            words.append(self.scale + ("·global" if self.global_max is not None else ""))
+        return " ".join([*words, "dynamic"] if self.dynamic else words)
+
+
+def chain_key(specs: Sequence[QuantSpec]) -> str:
+    """Return the string that stands for quantizing with each of `specs` in turn (empty: not at all)."""
+    return json.dumps([spec.to_json() for spec in specs], separators=(",", ":"), sort_keys=True)
+
+
+@lru_cache(maxsize=1024)
+def parse_chain(key: str) -> tuple[QuantSpec, ...]:
+    """Read what `chain_key` wrote."""
+    return tuple(QuantSpec.from_json(data) for data in json.loads(key))

@@ -1,0 +1,1 @@
+"""The neutral description of models, their blocks, and what every exporter shares."""

@@ -1,0 +1,44 @@
+"""ModelDescription: what a model is made of, in canonical roles, whatever framework it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class BlockDescription:
+    """One repeated block.
+
+    Attributes:
+        name: Its module's name, `model.layers.0`.
+        kind: `attention`, `moe`, `mamba`, …
+        roles: Canonical role (`attention.q`, `mlp.down`, `norm.mlp`, …) to module name.
+    """
+
+    name: str
+    kind: str
+    roles: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model in canonical roles.
+
+    Attributes:
+        family: Name of the family map that describes it.
+        blocks: Its blocks in the order they run.
+        roles: Roles outside the blocks (`embedding`, `norm.final`, `lm_head`) to module names.
+        same_input: Groups of layers that read the same tensor, by module name.
+        column_parallel: Layers that tensor parallelism splits along the output dim.
+        row_parallel: Layers that it splits along the input dim.
+        hyperparameters: `hidden_size`, `num_heads`, `num_kv_heads`, `head_dim`, … where the family has them.
+    """
+
+    family: str
+    blocks: tuple[BlockDescription, ...]
+    roles: Mapping[str, str]
+    same_input: tuple[tuple[str, ...], ...] = ()
+    column_parallel: frozenset[str] = frozenset()
+    row_parallel: frozenset[str] = frozenset()
+    hyperparameters: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,96 @@
+"""What an exporter is, and what its readers hand back: the neutral side of every checkpoint dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core.formats import QuantSpec
+from octavo.core.packed import PackedTensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an engine loads a format in an exporter's dialect, and how that is known."""
+
+    status: Literal["loads", "unknown", "refused"]
+    evidence: str
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """How a checkpoint quantizes one layer.
+
+    Attributes:
+        weight: Format of its weight.
+        inputs: Format of its input, or None when that is not quantized.
+    """
+
+    weight: QuantSpec
+    inputs: QuantSpec | None
+
+
+@dataclass(frozen=True)
+class InputState:
+    """The calibrated tensor of an activation quantizer, as `TensorQuantizer.set_state` takes it."""
+
+    spec: QuantSpec
+    state: dict[str, Tensor]
+
+
+class QuantizedCheckpoint(Protocol):
+    """A quantized checkpoint that a reader has opened."""
+
+    directory: Path
+    dtype: torch.dtype
+    layers: dict[str, LayerFormat]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+        """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
+
+    def activations(self) -> dict[str, InputState]:
+        """Return format and state of every activation quantizer by its full name."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `octavo inspect` shows, JSON-ready."""
+
+
+class Dialect(Protocol):
+    """How a dialect's numbers differ from the neutral ones, applied by `calibration.finalize`."""
+
+    name: str
+
+    def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
+        """Return the format in which the dialect stores a weight that was calibrated as `weight`."""
+
+    def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Return which state tensors the weights of layers with a common input share, by their maximum."""
+
+    def activation_state(
+        self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the state that a reader recovers for an activation that was calibrated with `state`."""
+
+
+class Exporter(Protocol):
+    """One checkpoint format: writes a quantized model and reads it back."""
+
+    name: str
+    dialect: Dialect
+
+    def detect(self, directory: Path) -> bool:
+        """Whether `directory` holds a checkpoint of this format."""
+
+    def open(self, directory: Path) -> QuantizedCheckpoint:
+        """Open a checkpoint."""
+
+    def serves(self, target: str, layer: LayerFormat) -> Verdict:
+        """Say whether the engine `target` loads a layer of this format."""
+
+    def export(self, model: nn.Module, export_dir: Path, **options: Any) -> Any:
+        """Write `model` to `export_dir`."""

@@ -1,0 +1,131 @@
+"""ShardReader: the tensors of a safetensors checkpoint by name, with every file and tensor checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import Tensor
+
+from octavo.core.errors import CheckpointError, listed, nearest
+from octavo.core.model.shards import INDEX_NAME, SINGLE_NAME, ManifestEntry, sha256
+
+MANIFEST_NAME = "octavo_manifest.json"
+
+
+class ShardReader:
+    """Read tensors by name from one safetensors file or an index and its shards.
+
+    Tensors are read when asked for and not kept. Where the folder has a manifest, their bytes are checked.
+
+    Raises:
+        CheckpointError: the folder has no checkpoint, a shard is missing or damaged, an index names a shard
+            outside the folder or a tensor that its shard does not have. File and tensor are named.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files: dict[str, Any] = {}
+        self._shard_of = self._read_index()
+        self._manifest = read_manifest(directory)
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors, sorted."""
+        return sorted(self._shard_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return tuple(self._file(name).get_slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor."""
+        tensor: Tensor = self._file(name).get_tensor(name)
+        entry = self._manifest.get(name)
+        if entry is not None and sha256(tensor) != entry.sha256:
+            raise CheckpointError(
+                f"{self.directory / self._shard_of[name]}: tensor {name!r} is damaged: its SHA-256 is "
+                f"{sha256(tensor)}, written was {entry.sha256}. Copy or export the checkpoint again"
+            )
+        return tensor
+
+    def where(self, name: str) -> str:
+        """Return the file and the name of a tensor, for messages."""
+        return f"{self.directory / self._shard_of[name]}: tensor {name!r}"
+
+    def _file(self, name: str) -> Any:
+        if name not in self._shard_of:
+            raise CheckpointError(f"{self.directory} has no tensor {name!r}.{nearest(name, self._shard_of)}")
+        return self._open(self._shard_of[name])
+
+    def _open(self, shard: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if shard not in self._files:
+            try:
+                self._files[shard] = safe_open(self.directory / shard, "pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{self.directory / shard} cannot be read ({error}); the file is missing, cut short or damaged"
+                ) from error
+        return self._files[shard]
+
+    def _read_index(self) -> dict[str, str]:
+        if not (self.directory / INDEX_NAME).exists():
+            if not (self.directory / SINGLE_NAME).exists():
+                raise CheckpointError(f"{self.directory} holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+            return dict.fromkeys(self._open(SINGLE_NAME).keys(), SINGLE_NAME)
+        shard_of: dict[str, str] = read_json(self.directory / INDEX_NAME).get("weight_map", {})
+        for name, shard in shard_of.items():
+            if PurePath(shard).name != shard:
+                raise CheckpointError(
+                    f"{self.directory / INDEX_NAME}: tensor {name!r} is said to be in {shard!r}, outside the folder; "
+                    "shard names must be plain file names"
+                )
+        for shard in sorted(set(shard_of.values())):
+            listed_here = {name for name, home in shard_of.items() if home == shard}
+            missing = sorted(listed_here - set(self._open(shard).keys()))
+            if missing:
+                raise CheckpointError(
+                    f"{self.directory / shard} lacks tensors of the index: {listed(missing)}"
+                )
+        return shard_of
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing or is not a JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, found {type(data).__name__}")
+    return data
+
+
+def write_manifest(directory: Path, manifest: dict[str, ManifestEntry]) -> None:
+    """Write the manifest of a checkpoint beside its shards."""
+    tensors = {
+        name: {"shard": e.shard, "dtype": e.dtype, "shape": list(e.shape), "sha256": e.sha256}
+        for name, e in sorted(manifest.items())
+    }
+    text = json.dumps({"version": 1, "tensors": tensors}, indent=1)
+    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> dict[str, ManifestEntry]:
+    """Read the manifest of a checkpoint; empty when there is none (other tools write none)."""
+    path = directory / MANIFEST_NAME
+    if not path.exists():
+        return {}
+    return {
+        name: ManifestEntry(e["shard"], e["dtype"], tuple(e["shape"]), e["sha256"])
+        for name, e in read_json(path)["tensors"].items()
+    }

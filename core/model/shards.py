@@ -1,0 +1,138 @@
+"""ShardWriter: tensors in, safetensors shards with an index and a manifest out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from octavo.core.errors import CheckpointError, ExportError
+
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One written tensor: the shard that holds it, its dtype and shape, and the SHA-256 of its bytes."""
+
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+class ShardWriter(Protocol):
+    """Takes tensors one by one, in any order, and writes them as they come."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor; it may be written at once or with later ones, and is not kept after that."""
+
+    def finish(self) -> dict[str, ManifestEntry]:
+        """Write what is left and the index; return the manifest."""
+
+
+class SafetensorsWriter:
+    """Write safetensors shards as Hugging Face names them.
+
+    Memory is bounded by one shard.
+
+    Args:
+        directory: An existing folder.
+        max_shard_bytes: Start a new shard rather than exceed this; a larger tensor gets a shard of its own.
+    """
+
+    def __init__(self, directory: Path, max_shard_bytes: int = 5_000_000_000) -> None:
+        self._directory = directory
+        self._max_shard_bytes = max_shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self._num_shards = 0
+        self._manifest: dict[str, ManifestEntry] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor.
+
+        Raises:
+            ExportError: a tensor of that name was added before.
+        """
+        if name in self._manifest:
+            raise ExportError(f"tensor {name!r} would be written twice")
+        tensor = tensor.detach().cpu().contiguous()
+        if self._pending and self._pending_bytes + tensor.nbytes > self._max_shard_bytes:
+            self._flush()
+        self._pending[name] = tensor
+        self._pending_bytes += tensor.nbytes
+        dtype, shape = _dtype_name(tensor), tuple(tensor.shape)
+        self._manifest[name] = ManifestEntry(f"{self._num_shards + 1}", dtype, shape, sha256(tensor))
+
+    def finish(self) -> dict[str, ManifestEntry]:
+        """Write what is left, name the shards by their number, and write an index when there are several."""
+        if self._pending or not self._num_shards:
+            self._flush()
+        names = {str(n + 1): self._shard_name(n + 1) for n in range(self._num_shards)}
+        for number, name in names.items():
+            self._part(number).rename(self._directory / name)
+        manifest = {
+            name: ManifestEntry(names[entry.shard], entry.dtype, entry.shape, entry.sha256)
+            for name, entry in self._manifest.items()
+        }
+        if self._num_shards > 1:
+            total = sum((self._directory / name).stat().st_size for name in names.values())
+            weight_map = {name: manifest[name].shard for name in sorted(manifest)}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (self._directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        return manifest
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        self._num_shards += 1
+        save_file(self._pending, self._part(str(self._num_shards)), metadata={"format": "pt"})
+        self._pending, self._pending_bytes = {}, 0
+
+    def _part(self, number: str) -> Path:
+        return self._directory / f"shard-{number}.part"
+
+    def _shard_name(self, number: int) -> str:
+        if self._num_shards == 1:
+            return SINGLE_NAME
+        return f"model-{number:05d}-of-{self._num_shards:05d}.safetensors"
+
+
+def verify_shards(directory: Path, manifest: dict[str, ManifestEntry]) -> None:
+    """Read every tensor of `manifest` back from `directory` and compare it.
+
+    Raises:
+        CheckpointError: a tensor is missing, extra, or differs from what was written; it is named.
+    """
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for shard in sorted({entry.shard for entry in manifest.values()}):
+        with safe_open(directory / shard, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                found.add(name)
+                tensor, entry = file.get_tensor(name), manifest.get(name)
+                as_read = ManifestEntry(shard, _dtype_name(tensor), tuple(tensor.shape), sha256(tensor))
+                if as_read != entry:
+                    raise CheckpointError(
+                        f"{shard}: tensor {name!r} reads back as {as_read}, written was {entry}; "
+                        "the disk or the memory of this machine cannot be trusted"
+                    )
+    if found != manifest.keys():
+        raise CheckpointError(f"tensors were lost on writing: {sorted(manifest.keys() - found)}")
+
+
+def sha256(tensor: Tensor) -> str:
+    """Return the SHA-256 of a contiguous CPU tensor's bytes."""
+    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,55 @@
+"""Quantized nn.Linear."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from octavo.core import ops
+from octavo.core.modules.base import QuantModule
+from octavo.core.quantizers import Quantizer
+
+
+class QuantLinear(QuantModule, nn.Linear):
+    """`output_quantizer(linear(input_quantizer(input), weight_quantizer(weight), bias))`.
+
+    The three steps inside are one operator, so that backward keeps the input and the weight and recomputes
+    their quantized copies.
+    """
+
+    quantizer_names = ("input_quantizer", "weight_quantizer", "output_quantizer")
+    input_quantizer: Quantizer
+    weight_quantizer: Quantizer
+    output_quantizer: Quantizer
+
+    @classmethod
+    def quantizer_shape(cls, layer: nn.Module, quantizer: str) -> tuple[int, ...] | None:
+        """Return the shape of the tensor that `quantizer` sees, with 0 for dims that vary."""
+        linear = cast(nn.Linear, layer)
+        shapes = {
+            "input_quantizer": (0, linear.in_features),
+            "weight_quantizer": (linear.out_features, linear.in_features),
+            "output_quantizer": (0, linear.out_features),
+        }
+        return shapes[quantizer]
+
+    def quantized_weights(self) -> dict[str, Tensor]:
+        """Return the weight under the name of its quantizer."""
+        return {"weight_quantizer": self.weight}
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output [..., out_features] for an input [..., in_features]."""
+        x_quantizer, weight_quantizer = self.input_quantizer, self.weight_quantizer
+        output = ops.fake_quantized_linear(
+            x_quantizer.observe(input),
+            weight_quantizer.observe(self.weight),
+            self.bias,
+            x_quantizer.active_state(),
+            x_quantizer.active_key,
+            weight_quantizer.active_state(),
+            weight_quantizer.active_key,
+            x_quantizer.range_mask,
+            weight_quantizer.range_mask,
+        )
+        return cast(Tensor, self.output_quantizer(output))

@@ -1,0 +1,69 @@
+"""Shapes and dtypes of the operators' results, for meta tensors and compilers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.library import register_fake
+from torch.nn.functional import linear
+
+from octavo.core.formats import parse_chain
+from octavo.core.formats.packing import packed_length
+from octavo.core.ops.schema import LIBRARY
+
+_SCALE_DTYPES = {"float32": torch.float32, "e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
+
+
+def amax(x: Tensor, spec: str) -> Tensor:
+    (only,) = parse_chain(spec)
+    return x.new_empty(only.granularity.scale_shape(x.shape), dtype=torch.float32)
+
+
+def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+def fake_quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_state: Sequence[Tensor],
+    x_spec: str,
+    weight_state: Sequence[Tensor],
+    weight_spec: str,
+    x_range_mask: bool,
+    weight_range_mask: bool,
+) -> Tensor:
+    return linear(x, weight, bias)
+
+
+def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:
+    (only,) = parse_chain(spec)
+    length = packed_length(x.shape[-1], only.element_type.bits)
+    scale_shape = only.granularity.scale_shape(x.shape)
+    parts = [
+        x.new_empty([*x.shape[:-1], length], dtype=torch.uint8),
+        x.new_empty(scale_shape, dtype=_SCALE_DTYPES[only.scale]),
+    ]
+    return parts if only.global_max is None else [*parts, x.new_empty([], dtype=torch.float32)]
+
+
+def dequantize(
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    spec: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    return payload.new_empty(shape, dtype=dtype)
+
+
+for _function in (amax, fake_quantize, fake_quantize_backward, fake_quantized_linear, quantize, dequantize):
+    register_fake(f"octavo::{_function.__name__}", _function, lib=LIBRARY)

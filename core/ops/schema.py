@@ -1,0 +1,32 @@
+"""Schemas of the `octavo` operators: what a kernel for a device implements.
+
+`spec` is a string made by `formats.chain_key`: the specs to apply in turn, as JSON. A `state` list holds the
+calibrated tensors of those specs, in the order of each `QuantSpec.state`. Operators never alias their inputs
+and return contiguous tensors, so that compilers may treat them as opaque.
+"""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
+
+SCHEMAS = (
+    # Largest magnitude of each block, fp32.
+    "amax(Tensor x, str spec) -> Tensor",
+    # Round to the values that codes and scales stand for; gradients pass straight through, with range_mask
+    # only where the value does not saturate.
+    "fake_quantize(Tensor x, Tensor[] state, str spec, bool range_mask) -> Tensor",
+    "fake_quantize_backward(Tensor grad, Tensor x, Tensor[] state, str spec) -> Tensor",
+    # linear(fake_quantize(x), fake_quantize(weight), bias) that saves x and weight for backward, not their
+    # quantized copies.
+    "fake_quantized_linear(Tensor x, Tensor weight, Tensor? bias, Tensor[] x_state, str x_spec, "
+    "Tensor[] weight_state, str weight_spec, bool x_range_mask, bool weight_range_mask) -> Tensor",
+    # [packed payload, stored scale] or [packed payload, stored scale, global scale].
+    "quantize(Tensor x, Tensor[] state, str spec) -> Tensor[]",
+    "dequantize(Tensor payload, Tensor scale, Tensor? global_scale, str spec, SymInt[] shape, "
+    "ScalarType dtype) -> Tensor",
+)
+
+for _schema in SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]

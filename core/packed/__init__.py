@@ -1,0 +1,5 @@
+"""Quantized tensors as data."""
+
+from octavo.core.packed.packed_tensor import PackedTensor
+
+__all__ = ["PackedTensor"]

@@ -1,0 +1,105 @@
+"""Checks: what would make a run fail or mislead, found before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import nn
+
+from octavo.core.errors import listed
+from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.model.description import ModelDescription
+from octavo.core.plan.settings import LayerSetting
+
+
+def block_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
+    """Yield an error for each quantizer whose last dim is no multiple of its block."""
+    for layer in layers:
+        for quantizer, stages in layer.quantizers.items():
+            shape = layer.site.quantized.quantizer_shape(layer.site.layer, quantizer)
+            for stage in stages:
+                length = _block_length(stage.spec)
+                if shape and length and shape[-1] % length:
+                    yield (
+                        f"{layer.site.quantizer_name(quantizer)}: last dim {shape[-1]} is not divisible by the "
+                        f"block of {length} of {stage.spec}"
+                    )
+
+
+def state_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
+    """Yield an error for each static quantizer whose calibrated state has no fixed shape."""
+    for layer in layers:
+        for quantizer, stages in layer.quantizers.items():
+            shape = layer.site.quantized.quantizer_shape(layer.site.layer, quantizer)
+            for stage in stages:
+                if "amax" not in stage.spec.state or _has_fixed_state(stage.spec, shape):
+                    continue
+                yield (
+                    f"{layer.site.quantizer_name(quantizer)}: static scales of {stage.spec} follow a dim that "
+                    "varies from call to call; make the quantizer dynamic or use one scale per tensor"
+                )
+
+
+def tied_problems(model: nn.Module, layers: Iterable[LayerSetting]) -> Iterator[str]:
+    """Yield an error for each quantized weight that another module uses too."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for layer in layers:
+        weight = getattr(layer.site.layer, "weight", None)
+        others = [name for name in names.get(id(weight), []) if name != f"{layer.site.name}.weight"]
+        if others and "weight_quantizer" in layer.quantizers:
+            yield (
+                f"{layer.site.name}.weight is tied to {listed(others)}: quantizing one side would untie them. "
+                f"Exclude it ({{'quantizer_name': '*{layer.site.name}*', 'enable': False}})"
+            )
+
+
+def tensor_parallel_problems(
+    layers: Sequence[LayerSetting], description: ModelDescription | None, tp: int
+) -> Iterator[str]:
+    """Yield an error for each layer that `tp` ranks cannot share without cutting a block."""
+    if tp == 1:
+        return
+    if description is None:
+        yield f"tp={tp} cannot be checked: no family map says how this model is split"
+        return
+    yield from _head_problems(description, tp)
+    for layer in layers:
+        stages = layer.quantizers.get("weight_quantizer", ())
+        is_row = layer.site.name in description.row_parallel
+        if not stages or not (is_row or layer.site.name in description.column_parallel):
+            continue
+        shape = layer.site.quantized.quantizer_shape(layer.site.layer, "weight_quantizer")
+        axis = -1 if is_row else -2
+        length = max([1, *(dict(_sizes(stage.spec)).get(axis, 1) for stage in stages)])
+        if shape and shape[axis] % (tp * length):
+            dim = "in_features" if is_row else "out_features"
+            yield (
+                f"{layer.site.name}: {dim} {shape[axis]} cannot be split over tp={tp} in whole blocks of {length}"
+            )
+
+
+def _head_problems(description: ModelDescription, tp: int) -> Iterator[str]:
+    heads = description.hyperparameters.get("num_heads", tp)
+    kv_heads = description.hyperparameters.get("num_kv_heads", heads)
+    if heads % tp:
+        yield f"{heads} attention heads cannot be split over tp={tp}"
+    if kv_heads % tp and tp % kv_heads:
+        yield f"{kv_heads} key/value heads can be neither split over nor replicated to tp={tp}"
+
+
+def _sizes(spec: QuantSpec) -> tuple[tuple[int, int], ...]:
+    return spec.granularity.sizes if isinstance(spec.granularity, PerBlock) else ()
+
+
+def _block_length(spec: QuantSpec) -> int | None:
+    """Return the block length along the last dim where padding is not allowed: in one-dim blocks."""
+    sizes = dict(_sizes(spec))
+    return sizes.get(-1) if len(sizes) == 1 else None
+
+
+def _has_fixed_state(spec: QuantSpec, shape: tuple[int, ...] | None) -> bool:
+    if isinstance(spec.granularity, PerTensor):
+        return True
+    return shape is not None and all(spec.state_shape("amax", shape))  # 0 marks a dim that varies

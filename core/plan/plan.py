@@ -1,0 +1,174 @@
+"""Plan: what quantizing a model would do to each of its tensors, and what stands in the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.core.config.presets import Config
+from octavo.core.errors import PlanError
+from octavo.core.formats import QuantSpec
+from octavo.core.graph.groups import Groups
+from octavo.core.plan.settings import LayerSetting
+
+_SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One parameter of the model.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its dtype, as `bfloat16`.
+        weight: Formats that it goes through, in turn; empty when it is left out.
+        inputs: Formats of its layer's input; empty when that is not quantized.
+        reason: Why it is left out, or empty.
+        bytes_before: Bytes it takes now.
+        bytes_after: Bytes that codes and scales, or the tensor left as it is, will take.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    weight: tuple[QuantSpec, ...]
+    inputs: tuple[QuantSpec, ...]
+    reason: str
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def num_values(self) -> int:
+        """Number of values."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What quantizing would do. Nothing is changed by making one.
+
+    Attributes:
+        config: The config, as it was read.
+        tensors: Every parameter of the model, tied ones once.
+        layers: Every layer that can be quantized, with its quantizers.
+        groups: Layers that read the same tensor, so that their scales can be shared.
+        errors: What makes `quantize` refuse.
+        warnings: What it would go ahead with, and the user should know.
+    """
+
+    config: Config
+    tensors: tuple[TensorPlan, ...]
+    layers: tuple[LayerSetting, ...]
+    groups: Groups
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's parameters that are quantized, 0 to 1."""
+        total = sum(tensor.num_values for tensor in self.tensors)
+        return sum(tensor.num_values for tensor in self.tensors if tensor.weight) / max(total, 1)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of all parameters now."""
+        return sum(tensor.bytes_before for tensor in self.tensors)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all parameters in the formats of the plan."""
+        return sum(tensor.bytes_after for tensor in self.tensors)
+
+    def other_quantizers(self) -> dict[str, tuple[QuantSpec, ...]]:
+        """Return the formats of quantizers that are on and stand for no weight and no layer's input.
+
+        Layer outputs, queries, keys and values, by the quantizer's full name.
+        """
+        return {
+            layer.site.quantizer_name(quantizer): tuple(stage.spec for stage in stages)
+            for layer in self.layers
+            for quantizer, stages in layer.quantizers.items()
+            if quantizer not in ("weight_quantizer", "input_quantizer")
+        }
+
+    def check(self) -> None:
+        """Refuse a plan that cannot work.
+
+        Raises:
+            PlanError: there are errors; all of them are listed (the first 20 when there are more).
+        """
+        if self.errors:
+            shown = "\n  ".join(self.errors[:_SHOWN_PROBLEMS])
+            more = len(self.errors) - _SHOWN_PROBLEMS
+            rest = f"\n  … and {more} more" if more > 0 else ""
+            raise PlanError(
+                f"the plan has {len(self.errors)} problem(s); nothing was changed:\n  {shown}{rest}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        return {
+            "version": 1,
+            "coverage": self.coverage,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "shape": list(tensor.shape),
+                    "dtype": tensor.dtype,
+                    "weight": [spec.to_json() for spec in tensor.weight],
+                    "inputs": [spec.to_json() for spec in tensor.inputs],
+                    "reason": tensor.reason,
+                    "bytes_before": tensor.bytes_before,
+                    "bytes_after": tensor.bytes_after,
+                }
+                for tensor in self.tensors
+            ],
+            "other_quantizers": {
+                name: [spec.to_json() for spec in specs] for name, specs in self.other_quantizers().items()
+            },
+            "groups": [list(group) for group in self.groups],
+            "errors": list(self.errors),
+            "warnings": list(self.warnings),
+        }
+
+    def summary(self) -> str:
+        """Return a few lines: coverage, sizes, what is left out and why, warnings and errors."""
+        quantized = [tensor for tensor in self.tensors if tensor.weight]
+        lines = [
+            f"{len(quantized)} weights quantized, {self.coverage:.1%} of all parameters; "
+            f"{_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)}"
+        ]
+        formats: dict[str, int] = {}
+        for tensor in quantized:
+            weight = " then ".join(map(str, tensor.weight))
+            inputs = f", inputs {' then '.join(map(str, tensor.inputs))}" if tensor.inputs else ""
+            formats[f"weights {weight}{inputs}"] = formats.get(f"weights {weight}{inputs}", 0) + 1
+        for name, specs in self.other_quantizers().items():
+            kind = f"{name.rpartition('.')[2]} {' then '.join(map(str, specs))}"
+            formats[kind] = formats.get(kind, 0) + 1
+        lines += [f"  {count} x {name}" for name, count in formats.items()]
+        left_out: dict[str, list[str]] = {}
+        for tensor in self.tensors:
+            if not tensor.weight and len(tensor.shape) > 1:
+                left_out.setdefault(tensor.reason, []).append(tensor.name)
+        lines += [f"  left out: {_few(names)} ({reason})" for reason, names in left_out.items()]
+        lines += [f"  warning: {text}" for text in self.warnings]
+        lines += [f"  error: {text}" for text in self.errors]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}, {len(names)} in all"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.2f} MB"

@@ -1,0 +1,74 @@
+"""Sites: the layers of a model that can be quantized, and those that cannot, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from octavo.core.modules import (
+    QuantAttention,
+    QuantModule,
+    class_key,
+    combined_class,
+    quantized_class,
+    registered_base,
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer that can be quantized.
+
+    Attributes:
+        name: Its name in the model.
+        layer: The layer.
+        quantized: The class it would become.
+    """
+
+    name: str
+    layer: nn.Module
+    quantized: type[QuantModule]
+
+    def quantizer_name(self, quantizer: str) -> str:
+        """Return the full name of one of its quantizers, which config globs match."""
+        return f"{self.name}.{quantizer}" if self.name else quantizer
+
+    def class_names(self) -> frozenset[str]:
+        """Return the names by which a config's `parent_class` may call its class."""
+        return frozenset(name for cls in type(self.layer).__mro__ for name in _names(cls))
+
+
+def find_sites(model: nn.Module, attention: Mapping[str, nn.Module]) -> tuple[list[Site], dict[str, str]]:
+    """Return the quantizable layers of `model`, and {layer name: reason} for layers with weights that are not.
+
+    Args:
+        model: Any model, on any device.
+        attention: Layers whose q, k and v can be quantized, by name, from the adapter.
+    """
+    sites, reasons = [], {}
+    for name, layer in model.named_modules():
+        quantized = quantized_class(type(layer))
+        if name in attention:
+            quantized = combined_class(QuantAttention, type(layer))
+        if quantized is not None:
+            sites.append(Site(name, layer, quantized))
+        elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
+            reasons[name] = _reason(type(layer))
+    return sites, reasons
+
+
+def _reason(cls: type[nn.Module]) -> str:
+    base = registered_base(cls)
+    if base is None:
+        return f"no quantized class for {cls.__name__ if cls.__module__.startswith('torch.') else class_key(cls)}"
+    return (
+        f"{class_key(cls)} has a forward of its own, unlike {base.__name__}: "
+        "octavo.register(...) a quantized class for it"
+    )
+
+
+def _names(cls: type) -> list[str]:
+    names = [cls.__name__, class_key(cls)]
+    return [*names, f"nn.{cls.__name__}"] if cls.__module__.startswith("torch.nn.") else names

@@ -1,0 +1,125 @@
+"""The hooks: what core asks of adapters and exporters, by whom and when each is called.
+
+A plugin is a module (or object) whose functions are marked with `octavo.hookimpl` and named as here; it may
+leave out arguments it does not need. Adapters look at the model first and return None for one that is not
+theirs; most hooks stop at the first answer. Hooks run per model, never inside a forward pass. A plugin module
+imports core and the standard library only, and its framework inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.core.model.description import ModelDescription
+from octavo.core.plugins.markers import hookspec
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """What `octavo plugins` shows of a plugin.
+
+    Attributes:
+        name: Short name, which the environment switches use.
+        summary: One line.
+        requires: Importable packages without which it does nothing.
+    """
+
+    name: str
+    summary: str
+    requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """How text becomes batches of tokens.
+
+    Attributes:
+        source: A text file (one stream, cut into windows), a .jsonl file of documents with a `text` field, or
+            what `datasets.load_dataset` takes, as `name` or `name#split`.
+        num_samples: How many samples at most.
+        sequence_length: Tokens per sample at most.
+        batch_size: Samples per batch.
+        seed: Chooses the samples; the same seed gives the same samples.
+    """
+
+    source: str
+    num_samples: int = 512
+    sequence_length: int = 512
+    batch_size: int = 8
+    seed: int = 0
+
+
+@hookspec
+def plugin_info() -> PluginInfo:  # type: ignore[empty-body]
+    """Describe the plugin. Called once, when plugins are loaded."""
+
+
+@hookspec
+def quantized_classes() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Return {layer class: quantized class}, both as `package.module:Class`. Called once, at loading."""
+
+
+@hookspec
+def exporters() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Return {name: `package.module:object`} of `core.model.exporter.Exporter` objects. Called at loading."""
+
+
+@hookspec(firstresult=True)
+def describe_model(model: nn.Module) -> ModelDescription | None:
+    """Return the model's blocks, roles and fused groups. Called by the plan and by exporters."""
+
+
+@hookspec(firstresult=True)
+def tiny_inputs(model: nn.Module) -> Mapping[str, Any] | None:
+    """Return keyword arguments for the smallest forward pass. Called by the dataflow probe."""
+
+
+@hookspec(firstresult=True)
+def attention_layers(model: nn.Module) -> Mapping[str, nn.Module] | None:
+    """Return the layers, by name, whose q, k and v the adapter can hand to quantizers. Called by the plan."""
+
+
+@hookspec
+def prepare_model(model: nn.Module) -> None:
+    """Make the framework run quantized layers. Called after layers were swapped; must be reversible."""
+
+
+@hookspec
+def unprepare_model(model: nn.Module) -> None:
+    """Undo `prepare_model`. Called before layers are swapped back."""
+
+
+@hookspec(firstresult=True)
+def checkpoint_names(model: nn.Module, names: Sequence[str]) -> Mapping[str, str] | None:
+    """Return {parameter name: name in the framework's checkpoints}. Called by exporters."""
+
+
+@hookspec(firstresult=True)
+def write_companions(model: nn.Module, directory: Path, tokenizer: Any, dtype: torch.dtype) -> bool | None:
+    """Write the model's config, tokenizer and other files beside its weights. Called by exporters."""
+
+
+@hookspec(firstresult=True)
+def load_model(path: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
+    """Load an unquantized checkpoint for evaluation and calibration. Called by the command line."""
+
+
+@hookspec(firstresult=True)
+def build_model(directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module | None:
+    """Build the model of a checkpoint without loading its weights. Called by checkpoint readers."""
+
+
+@hookspec(firstresult=True)
+def load_tokenizer(path: Path, trust_remote_code: bool) -> Any:
+    """Load the tokenizer of a checkpoint. Called by the command line."""
+
+
+@hookspec(firstresult=True)
+def text_batches(tokenizer: Any, request: DataRequest) -> Sequence[Mapping[str, torch.Tensor]] | None:
+    """Tokenize text into batches for calibration or evaluation. Called by the command line."""

@@ -1,0 +1,110 @@
+"""The one plugin manager, and a typed method for each hook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import pluggy
+import torch
+from torch import nn
+
+from octavo.core.errors import PluginError, nearest
+from octavo.core.model.description import ModelDescription
+from octavo.core.model.exporter import Exporter
+from octavo.core.plugins.hookspecs import DataRequest
+from octavo.core.plugins.loading import PluginStatus, load_plugins
+
+
+class Plugins:
+    """All loaded plugins; one method per hook, documented in `hookspecs`."""
+
+    def __init__(self, manager: pluggy.PluginManager, statuses: list[PluginStatus]) -> None:
+        self.statuses = statuses
+        self._hook = manager.hook
+        self._exporters = {name: key for part in self._hook.exporters() for name, key in part.items()}
+
+    def exporter_names(self) -> list[str]:
+        """Return the names of the exporters that plugins brought."""
+        return sorted(self._exporters)
+
+    def exporter(self, name: str) -> Exporter:
+        """Return the exporter called `name`.
+
+        Raises:
+            PluginError: there is none.
+        """
+        if name not in self._exporters:
+            known = self.exporter_names()
+            raise PluginError(f"no exporter {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
+        module, _, attribute = self._exporters[name].partition(":")
+        return cast(Exporter, getattr(import_module(module), attribute))
+
+    def describe_model(self, model: nn.Module) -> ModelDescription | None:
+        """Call the hook `describe_model`."""
+        return cast("ModelDescription | None", self._hook.describe_model(model=model))
+
+    def tiny_inputs(self, model: nn.Module) -> Mapping[str, Any] | None:
+        """Call the hook `tiny_inputs`."""
+        return cast("Mapping[str, Any] | None", self._hook.tiny_inputs(model=model))
+
+    def attention_layers(self, model: nn.Module) -> Mapping[str, nn.Module]:
+        """Call the hook `attention_layers`."""
+        return cast("Mapping[str, nn.Module]", self._hook.attention_layers(model=model) or {})
+
+    def prepare_model(self, model: nn.Module) -> None:
+        """Call the hook `prepare_model`."""
+        self._hook.prepare_model(model=model)
+
+    def unprepare_model(self, model: nn.Module) -> None:
+        """Call the hook `unprepare_model`."""
+        self._hook.unprepare_model(model=model)
+
+    def checkpoint_names(self, model: nn.Module, names: Sequence[str]) -> Mapping[str, str]:
+        """Call the hook `checkpoint_names`; without an answer, names stay."""
+        answer = self._hook.checkpoint_names(model=model, names=names)
+        return cast("Mapping[str, str]", answer or {name: name for name in names})
+
+    def write_companions(self, model: nn.Module, directory: Path, tokenizer: Any, dtype: torch.dtype) -> bool:
+        """Call the hook `write_companions`; return whether an adapter did."""
+        answer = self._hook.write_companions(
+            model=model, directory=directory, tokenizer=tokenizer, dtype=dtype
+        )
+        return bool(answer)
+
+    def load_model(self, path: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module:
+        """Call the hook `load_model`."""
+        model = self._hook.load_model(path=path, dtype=dtype, trust_remote_code=trust_remote_code)
+        return cast(nn.Module, self._answered(model, "load", path))
+
+    def build_model(self, directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+        """Call the hook `build_model`."""
+        model = self._hook.build_model(directory=directory, dtype=dtype, trust_remote_code=trust_remote_code)
+        return cast(nn.Module, self._answered(model, "build", directory))
+
+    def load_tokenizer(self, path: Path, trust_remote_code: bool) -> Any:
+        """Call the hook `load_tokenizer`."""
+        tokenizer = self._hook.load_tokenizer(path=path, trust_remote_code=trust_remote_code)
+        return self._answered(tokenizer, "load the tokenizer of", path)
+
+    def text_batches(self, tokenizer: Any, request: DataRequest) -> list[dict[str, torch.Tensor]]:
+        """Call the hook `text_batches`."""
+        batches = self._hook.text_batches(tokenizer=tokenizer, request=request)
+        return [dict(batch) for batch in self._answered(batches, "read", request.source)]
+
+    def _answered(self, answer: Any, verb: str, what: object) -> Any:
+        if answer is None:
+            names = ", ".join(status.name for status in self.statuses if status.error is None)
+            raise PluginError(
+                f"no plugin can {verb} {what}; loaded: {names}. `octavo plugins` lists them all"
+            )
+        return answer
+
+
+@lru_cache(maxsize=1)
+def plugins() -> Plugins:
+    """Return the loaded plugins; loads them the first time."""
+    return Plugins(*load_plugins())

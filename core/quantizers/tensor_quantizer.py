@@ -1,0 +1,169 @@
+"""TensorQuantizer: the module that holds one tensor's format and calibrated state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core import ops
+from octavo.core.errors import ModeError
+from octavo.core.formats import QuantSpec, chain_key
+
+NOTHING = chain_key([])
+
+
+class Collector(Protocol):
+    """What a quantizer hands every tensor it sees to, while one is attached."""
+
+    def collect(self, quantizer: TensorQuantizer, x: Tensor) -> None:
+        """Look at `x`, which `quantizer` is about to pass on."""
+
+
+class TensorQuantizer(nn.Module):
+    """Quantize one tensor in simulation: values are rounded, their dtype stays.
+
+    State is plain buffers, so that every checkpoint route carries it: one for each name in `spec.state`
+    (`amax`, `global_amax`; fp32, their final shape from the start, NaN until calibrated so that using them too
+    early is loud) and `calibrated` (uint8 [], 0 or 1). `.to(dtype)` moves them and never changes their dtype.
+    Behaviour depends on Python attributes alone, never on tensor values.
+
+    Attributes:
+        spec: The format, or None for a quantizer that passes tensors through.
+        enabled: False passes tensors through and keeps the state.
+        range_mask: Stop gradients where a value saturates.
+        collector: While set, sees every tensor and nothing is rounded (calibration).
+        pre_quant_scale: Factor per channel, applied to the tensor first; None when no algorithm made one.
+    """
+
+    spec: QuantSpec | None
+    amax: Tensor
+    global_amax: Tensor
+    calibrated: Tensor
+    pre_quant_scale: Tensor | None
+
+    def __init__(
+        self,
+        spec: QuantSpec | None = None,
+        shape: Sequence[int] = (),
+        device: torch.device | None = None,
+        range_mask: bool = True,
+    ) -> None:
+        super().__init__()
+        self.enabled = spec is not None
+        self.range_mask = range_mask
+        self.collector: Collector | None = None
+        self.register_buffer("pre_quant_scale", None)
+        self.spec = None
+        self._key = NOTHING
+        if spec is not None:
+            for name in spec.state:
+                state_shape = spec.state_shape(name, shape)
+                self.register_buffer(name, torch.full(state_shape, torch.nan, device=device))
+            if spec.state:
+                self.register_buffer("calibrated", torch.zeros((), dtype=torch.uint8, device=device))
+            self.respecify(spec)
+
+    def respecify(self, spec: QuantSpec) -> None:
+        """Change the format to one that needs the same state (finalizing does, and undoes it).
+
+        Raises:
+            ModeError: the new format needs other state.
+        """
+        if self.spec is not None and self.spec.state != spec.state:
+            raise ModeError(
+                f"cannot change {self.spec} to {spec}: its state is {spec.state}, found {self.spec.state}"
+            )
+        self.spec = spec
+        self._key = spec.key
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` rounded to the format, or as it is while disabled or collecting."""
+        x = self.observe(x)
+        if not self.is_active or x.numel() == 0:
+            return x
+        return ops.fake_quantize(x, self.state_tensors(), self._key, self.range_mask)
+
+    def observe(self, x: Tensor) -> Tensor:
+        """Apply `pre_quant_scale` and show the tensor to the collector, without rounding."""
+        if self.pre_quant_scale is not None:
+            x = x * self.pre_quant_scale.to(x.dtype)
+        if self.collector is not None:
+            self.collector.collect(self, x)
+        return x
+
+    @property
+    def is_active(self) -> bool:
+        """Whether `forward` rounds."""
+        return self.enabled and self.spec is not None and self.collector is None
+
+    @property
+    def active_key(self) -> str:
+        """The chain of specs that `forward` applies, for the ops; empty when it does not round."""
+        return self._key if self.is_active else NOTHING
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Return the calibrated tensors by name, as `set_state` takes them."""
+        return {name: getattr(self, name) for name in self.spec.state} if self.spec is not None else {}
+
+    def state_tensors(self) -> list[Tensor]:
+        """Return the calibrated tensors in the order that the ops take them."""
+        return list(self.named_state().values())
+
+    def active_state(self) -> list[Tensor]:
+        """Return `state_tensors()`, or nothing when `forward` does not round."""
+        return self.state_tensors() if self.is_active else []
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the format has state that was never set. Reads a tensor: not for use inside forward."""
+        return self.spec is not None and bool(self.spec.state) and not bool(self.calibrated)
+
+    @torch.no_grad()
+    def set_state(self, **tensors: Tensor) -> None:
+        """Set calibrated tensors by name and mark the quantizer as calibrated.
+
+        Raises:
+            ModeError: a name is not part of this format's state, one is missing, or a shape differs.
+        """
+        expected = self.spec.state if self.spec is not None else ()
+        if set(tensors) != set(expected):
+            raise ModeError(f"{self.spec} has state {sorted(expected)}, found {sorted(tensors)}")
+        for name, value in tensors.items():
+            buffer = getattr(self, name)
+            if buffer.shape != value.shape:
+                raise ModeError(
+                    f"{name} of {self.spec} has shape {tuple(buffer.shape)}, found {tuple(value.shape)}"
+                )
+            buffer.copy_(value)
+        self.calibrated.fill_(1)
+
+    def stages(self) -> list[TensorQuantizer]:
+        """Return the quantizers that run in turn: just this one."""
+        return [self]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """Describe format and state for `print(model)`."""
+        if self.spec is None or not self.enabled:
+            return "off"
+        calibrated = self._buffers.get("calibrated")
+        if calibrated is None or calibrated.is_meta:
+            return str(self.spec)
+        if not calibrated:
+            return f"{self.spec}, not calibrated"
+        shown = [
+            f"{name}={value.item():.4g}" if value.dim() == 0 else f"{name}={list(value.shape)}"
+            for name, value in self.named_state().items()
+        ]
+        return ", ".join([str(self.spec), *shown])

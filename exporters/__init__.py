@@ -1,0 +1,1 @@
+"""One folder per checkpoint format: writing it and reading it back."""

@@ -1,0 +1,41 @@
+"""Activation scales: calibrated maxima as the dialect's `input_scale`, `k_scale` and `v_scale`, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.core.formats import QuantSpec
+
+_CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
+_CACHE_MAX = 448.0
+
+
+def divisor_of(quantizer: str, spec: QuantSpec) -> float:
+    """Return what the dialect divides an activation's maximum by.
+
+    Keys and values are divided by 448 whatever the format of the cache; other activations by the largest value
+    that codes and block scales make.
+    """
+    return _CACHE_MAX if quantizer in _CACHE_QUANTIZERS else spec.global_max or spec.element_type.max
+
+
+def scale_from_state(state: dict[str, Tensor], divisor: float) -> Tensor:
+    """Return the fp32 [] scale that stands for an activation's one state tensor."""
+    (amax,) = state.values()
+    return (amax / divisor).reshape(())
+
+
+def state_from_scale(scale: Tensor, spec: QuantSpec, divisor: float) -> dict[str, Tensor]:
+    """Return the quantizer state whose scale is `scale`, to the last bit where one exists.
+
+    Args:
+        scale: fp32, one element.
+        spec: Format of the activation; it has one state tensor.
+        divisor: From `divisor_of`.
+    """
+    scale = scale.reshape(())
+    guess = scale * divisor
+    neighbours = (guess, torch.nextafter(guess, guess * 2), torch.nextafter(guess, guess * 0))
+    exact = next((amax for amax in neighbours if torch.equal(amax / divisor, scale)), guess)
+    return {spec.state[0]: exact}

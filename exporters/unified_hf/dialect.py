@@ -1,0 +1,47 @@
+"""The dialect's numbers: how stored weights round, and which scales layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from octavo.core.formats import PerBlock, QuantSpec
+from octavo.core.model.exporter import LayerFormat
+from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state, state_from_scale
+from octavo.exporters.unified_hf.schemes import scheme_for
+
+
+class UnifiedHfDialect:
+    """The numbers of ModelOpt's checkpoints, reproduced byte for byte."""
+
+    name = "unified_hf"
+
+    def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
+        """Return the format in which a weight calibrated as `weight` is stored.
+
+        A format that the dialect cannot store is returned as it is; the exporter refuses it by name.
+        """
+        scheme = scheme_for(LayerFormat(weight, inputs))
+        return weight if scheme is None else scheme.stored_weight(weight)
+
+    def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Return what the weights of layers with a common input share.
+
+        Second-level scales, since engines fuse such layers and keep one of them. Square blocks too, where every
+        weight is a single block: the peer sees those scales as per-tensor ones.
+        """
+        if weights[0].global_max is not None:
+            return ("global_amax",)
+        granularity = weights[0].granularity
+        if isinstance(granularity, PerBlock) and len(granularity.sizes) == 2:
+            single = all(set(granularity.scale_shape(shape)) == {1} for shape in shapes)
+            return ("amax",) if single else ()
+        return ()
+
+    def activation_state(
+        self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the state that a reader recovers from the stored scale: it differs in the last bit at most."""
+        divisor = divisor_of(quantizer, spec)
+        return state_from_scale(scale_from_state(state, divisor), spec, divisor)

@@ -1,0 +1,40 @@
+"""The exporter object of this dialect, as core knows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
+from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
+from octavo.exporters.unified_hf.reader import UnifiedHfCheckpoint, is_unified_hf
+from octavo.exporters.unified_hf.targets import verdict
+from octavo.exporters.unified_hf.writer import ExportReport, export_hf_checkpoint
+
+
+class UnifiedHfExporter:
+    """Writes and reads unified Hugging Face checkpoints; see `core.model.exporter.Exporter`."""
+
+    name = "unified_hf"
+    dialect = UnifiedHfDialect()
+
+    def detect(self, directory: Path) -> bool:
+        """Whether `directory` holds a checkpoint of this format."""
+        return is_unified_hf(directory)
+
+    def open(self, directory: Path) -> QuantizedCheckpoint:
+        """Open a checkpoint."""
+        return UnifiedHfCheckpoint(directory)
+
+    def serves(self, target: str, layer: LayerFormat) -> Verdict:
+        """Say whether the engine `target` loads a layer of this format."""
+        return verdict(target, layer)
+
+    def export(self, model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
+        """Write `model` to `export_dir`; options are those of `export_hf_checkpoint`."""
+        return export_hf_checkpoint(model, export_dir=export_dir, **options)
+
+
+EXPORTER = UnifiedHfExporter()

@@ -1,0 +1,197 @@
+"""Writing a quantized model as a unified Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core.calibration.finalize import finalized, finalized_for
+from octavo.core.console import say
+from octavo.core.errors import ExportError
+from octavo.core.formats import QuantSpec
+from octavo.core.model.atomic_folder import atomic_folder
+from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.shard_reader import read_json, write_manifest
+from octavo.core.model.shards import SafetensorsWriter, verify_shards
+from octavo.core.modules import QuantModule, tensor_quantizers
+from octavo.core.packed import PackedTensor
+from octavo.core.plugins import plugins
+from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state
+from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
+from octavo.exporters.unified_hf.inspection import ExportableModel, inspect_model
+from octavo.exporters.unified_hf.metadata import flat_metadata, nested_metadata
+from octavo.exporters.unified_hf.spelling import spell
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        directory: The checkpoint.
+        num_tensors: Number of tensors in its shards.
+        num_bytes: Bytes of these tensors.
+        warnings: What the checkpoint does not hold, or nobody reads.
+    """
+
+    directory: Path
+    num_tensors: int
+    num_bytes: int
+    warnings: tuple[str, ...]
+
+
+def export_hf_checkpoint(
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    export_dir: str | Path | None = None,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = 5_000_000_000,
+    quiet: bool = False,
+) -> ExportReport:
+    """Write a quantized model as a unified Hugging Face checkpoint, byte for byte as ModelOpt 0.47 would.
+
+    The model is finalized for the dialect while it is written and is as it was afterwards. The folder appears
+    whole or not at all; every tensor is read back before.
+
+    Args:
+        model: A quantized, calibrated model.
+        dtype: Dtype of the tensors that are not quantized, and of the config; the model's own when None.
+        export_dir: A new or empty folder.
+        tokenizer: Saved beside the weights when given.
+        overwrite: Replace a folder that is not empty.
+        max_shard_bytes: Start a new shard rather than exceed this.
+        quiet: Print no warnings; they are in the report.
+
+    Raises:
+        ModeError: the model is not quantized.
+        ExportError: a quantizer was never calibrated, a format has no place in this dialect, or the folder
+            cannot be written.
+    """
+    if export_dir is None:
+        raise ExportError("export_dir is missing: give the folder to write the checkpoint to")
+    parts = inspect_model(model)
+    dtype = dtype or _dtype_of(model)
+    with atomic_folder(Path(export_dir), overwrite) as folder:
+        writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes), 0
+        with _finalized(model):
+            names = _checkpoint_names(model)
+            for name, tensor in _tensors(model, parts, names, dtype):
+                writer.add(name, tensor)
+                num_bytes += tensor.nbytes
+        manifest = writer.finish()
+        verify_shards(folder, manifest)
+        write_manifest(folder, manifest)
+        plugins().write_companions(model, folder, tokenizer, dtype)
+        _write_metadata(model, parts, names, folder)
+    for warning in parts.warnings:
+        say(f"warning: {warning}", quiet)
+    return ExportReport(Path(export_dir), len(manifest), num_bytes, tuple(parts.warnings))
+
+
+def _finalized(model: nn.Module) -> AbstractContextManager[None]:
+    dialect = UnifiedHfDialect()
+    other = finalized_for(model)
+    if other not in (None, dialect.name):
+        raise ExportError(f"the model is finalized for {other}; call octavo.unfinalize(model) first")
+    return nullcontext() if other == dialect.name else finalized(model, dialect)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def _checkpoint_names(model: nn.Module) -> Mapping[str, str]:
+    """Return {tensor name: its name in checkpoints}, quantizer state left out."""
+    quantizers = tuple(f"{name}." for name, _ in tensor_quantizers(model))
+    names = [name for name in model.state_dict() if not name.startswith(quantizers)]
+    return plugins().checkpoint_names(model, names)
+
+
+def _tensors(
+    model: nn.Module, parts: ExportableModel, names: Mapping[str, str], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the checkpoint, block by block; tied ones once, under their first name."""
+    source = InMemoryBlocks(model, plugins().describe_model(model))
+    values = model.state_dict(keep_vars=True)
+    written: set[int] = set()
+    for block in source.blocks():
+        with source.materialized(block):
+            for name in block.tensors:
+                if name not in names or id(values[name]) in written:
+                    continue
+                written.add(id(values[name]))
+                layer_name, _, own_name = name.rpartition(".")
+                base = names[name].removesuffix(f".{own_name}")
+                if own_name == "weight" and layer_name in parts.layers:
+                    yield from _layer_tensors(base, parts.layers[layer_name][0])
+                else:
+                    value = values[name].detach()
+                    yield names[name], value.to(dtype) if value.is_floating_point() else value
+    for name, layer in parts.attention.items():
+        for letter in "kv":
+            scale = _scale(layer, f"{letter}_bmm_quantizer")
+            if scale is not None:
+                yield f"{_projection(name, letter, names)}.{letter}_scale", scale
+
+
+def _layer_tensors(base: str, layer: QuantModule) -> Iterator[tuple[str, Tensor]]:
+    (stage,) = layer.quantizers()["weight_quantizer"].stages()
+    weight = layer.quantized_weights()["weight_quantizer"].detach()
+    for suffix, tensor in spell(
+        PackedTensor.pack(weight, stage.state_tensors(), _weight_spec(layer))
+    ).items():
+        yield f"{base}.{suffix}", tensor
+    scale = _scale(layer, "input_quantizer")
+    if scale is not None:
+        yield f"{base}.input_scale", scale
+
+
+def _scale(layer: QuantModule, quantizer_name: str) -> Tensor | None:
+    """Return the scale of an activation quantizer that is on and static, else None."""
+    stage = layer.quantizers()[quantizer_name].stages()[0]
+    if not stage.enabled or stage.spec is None or not stage.spec.state:
+        return None
+    return scale_from_state(stage.named_state(), divisor_of(quantizer_name, stage.spec))
+
+
+def _projection(attention: str, letter: str, names: Mapping[str, str]) -> str:
+    """Return the checkpoint name of the layer that makes the keys or values, which carries their scale."""
+    weight = f"{attention}.{letter}_proj.weight"
+    return names[weight].removesuffix(".weight") if weight in names else attention
+
+
+def _write_metadata(model: nn.Module, parts: ExportableModel, names: Mapping[str, str], folder: Path) -> None:
+    layers = {
+        _module_name(name, names): (scheme, _weight_spec(layer))
+        for name, (layer, scheme) in parts.layers.items()
+    }
+    exclude = [
+        _module_name(name, names)
+        for name, module in model.named_modules()
+        if name not in parts.layers and getattr(getattr(module, "weight", None), "ndim", 0) > 1
+    ]
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config["quantization_config"] = flat_metadata(layers, parts.kv, exclude)
+    for file, data in (
+        ("config.json", config),
+        ("hf_quant_config.json", nested_metadata(layers, parts.kv, exclude)),
+    ):
+        (folder / file).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
+
+
+def _module_name(name: str, names: Mapping[str, str]) -> str:
+    return names[f"{name}.weight"].removesuffix(".weight")
+
+
+def _weight_spec(layer: QuantModule) -> QuantSpec:
+    spec = layer.quantizers()["weight_quantizer"].stages()[0].spec
+    assert spec is not None  # noqa: S101 (the layer has a scheme)
+    return spec

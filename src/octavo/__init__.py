@@ -1,0 +1,122 @@
+"""Octavo: model quantization between model frameworks and deployment engines.
+
+Every public name is imported on first use, so that `import octavo` costs torch and little else. Presets
+(`octavo.FP8_DEFAULT_CFG`, …) are plain dicts; `octavo.preset_names()` lists them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from octavo._builtin_plugins import BUILTIN_PLUGINS
+from octavo.core.plugins.builtin import declare_builtin_plugins
+
+if TYPE_CHECKING:
+    from octavo.core.calibration.finalize import finalize, finalized, unfinalize
+    from octavo.core.calibration.quantize import calibrate, quantize, unquantize
+    from octavo.core.config import load_recipe, merge_configs, preset, preset_names, with_block_size
+    from octavo.core.errors import OctavoError
+    from octavo.core.evaluation.language import compare, perplexity
+    from octavo.core.evaluation.read_back import load_quantized
+    from octavo.core.formats import QuantSpec
+    from octavo.core.modes import history, restore, save
+    from octavo.core.modules import QuantModule, register, unregister
+    from octavo.core.packed import PackedTensor
+    from octavo.core.plan import Plan, plan
+    from octavo.core.plugins import hookimpl, plugins
+    from octavo.core.plugins.text import text_batches
+    from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
+    from octavo.exporters.unified_hf.writer import export_hf_checkpoint
+
+_MODULE_OF = {
+    "OctavoError": "octavo.core.errors",
+    "PackedTensor": "octavo.core.packed",
+    "Plan": "octavo.core.plan",
+    "QuantModule": "octavo.core.modules",
+    "QuantSpec": "octavo.core.formats",
+    "SequentialQuantizer": "octavo.core.quantizers",
+    "TensorQuantizer": "octavo.core.quantizers",
+    "calibrate": "octavo.core.calibration.quantize",
+    "compare": "octavo.core.evaluation.language",
+    "export_hf_checkpoint": "octavo.exporters.unified_hf.writer",
+    "finalize": "octavo.core.calibration.finalize",
+    "finalized": "octavo.core.calibration.finalize",
+    "history": "octavo.core.modes",
+    "hookimpl": "octavo.core.plugins",
+    "load_quantized": "octavo.core.evaluation.read_back",
+    "load_recipe": "octavo.core.config",
+    "merge_configs": "octavo.core.config",
+    "perplexity": "octavo.core.evaluation.language",
+    "plan": "octavo.core.plan",
+    "plugins": "octavo.core.plugins",
+    "preset": "octavo.core.config",
+    "preset_names": "octavo.core.config",
+    "quantize": "octavo.core.calibration.quantize",
+    "register": "octavo.core.modules",
+    "restore": "octavo.core.modes",
+    "save": "octavo.core.modes",
+    "text_batches": "octavo.core.plugins.text",
+    "unfinalize": "octavo.core.calibration.finalize",
+    "unquantize": "octavo.core.calibration.quantize",
+    "unregister": "octavo.core.modules",
+    "with_block_size": "octavo.core.config",
+}
+
+__all__ = [
+    "OctavoError",
+    "PackedTensor",
+    "Plan",
+    "QuantModule",
+    "QuantSpec",
+    "SequentialQuantizer",
+    "TensorQuantizer",
+    "calibrate",
+    "compare",
+    "export_hf_checkpoint",
+    "finalize",
+    "finalized",
+    "history",
+    "hookimpl",
+    "load_quantized",
+    "load_recipe",
+    "merge_configs",
+    "perplexity",
+    "plan",
+    "plugins",
+    "preset",
+    "preset_names",
+    "quantize",
+    "register",
+    "restore",
+    "save",
+    "text_batches",
+    "unfinalize",
+    "unquantize",
+    "unregister",
+    "with_block_size",
+]
+__version__ = "0.1.0"
+
+declare_builtin_plugins(BUILTIN_PLUGINS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    elif name.endswith(("_CFG", "_CONFIG")):
+        from octavo.core.config import preset, preset_names
+
+        if name not in preset_names():
+            raise AttributeError(f"module 'octavo' has no preset {name!r}; octavo.preset_names() lists them")
+        value = preset(name)
+    else:
+        raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    from octavo.core.config import preset_names
+
+    return sorted({*__all__, "__version__", *preset_names()})

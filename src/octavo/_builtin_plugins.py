@@ -1,0 +1,6 @@
+"""The plugins that ship with Octavo, by module; each is loaded on first use."""
+
+BUILTIN_PLUGINS = (
+    "octavo.adapters.huggingface.plugin",
+    "octavo.exporters.unified_hf.plugin",
+)

@@ -1,0 +1,1 @@
+"""The command line: `octavo quantize`, `plan`, `inspect`, `eval`, `presets`, `plugins`."""

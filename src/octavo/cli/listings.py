@@ -1,0 +1,58 @@
+"""`octavo presets` and `octavo plugins`: what there is to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octavo.cli import options, output
+from octavo.core.calibration.algorithms import algorithms_of
+from octavo.core.config import kv_preset_names, preset, preset_names
+from octavo.core.config.rules import decide, parse_rules
+from octavo.core.errors import OctavoError
+from octavo.core.plugins import plugins as loaded_plugins
+
+
+def presets(as_json: options.AsJson = False) -> None:
+    """List presets, their algorithm, and what of them is missing in this version."""
+    rows = []
+    for name in preset_names():
+        algorithm = preset(name)["algorithm"]
+        method = algorithm["method"] if isinstance(algorithm, dict) else algorithm
+        kind = "KV cache" if name in kv_preset_names() else "model"
+        rows.append({"name": name, "kind": kind, "algorithm": method, "missing": _missing(name)})
+    if as_json:
+        output.print_json(rows)
+    else:
+        columns = ("name", "kind", "algorithm", "missing")
+        output.print_table("presets", columns, [[row[c] or "" for c in columns] for row in rows])
+
+
+def plugins(as_json: options.AsJson = False) -> None:
+    """List plugins; a broken one is shown with its error."""
+    rows = [
+        {
+            "name": status.name,
+            "origin": status.origin,
+            "summary": status.info.summary if status.info is not None else None,
+            "requires": list(status.info.requires) if status.info is not None else [],
+            "error": status.error,
+        }
+        for status in loaded_plugins().statuses
+    ]
+    if as_json:
+        output.print_json(rows)
+    else:
+        columns = ("name", "origin", "summary", "error")
+        output.print_table("plugins", columns, [[row[c] or "" for c in columns] for row in rows])
+
+
+def _missing(name: str) -> str | None:
+    """Return why this version cannot run a preset, or None."""
+    try:
+        algorithms_of(preset(name)["algorithm"])
+        for rule in parse_rules(preset(name)["quant_cfg"]):
+            for attributes in decide("*", [rule.parent_class or ""], [replace(rule, pattern="*")]).stages:
+                attributes.to_spec()
+    except OctavoError as error:
+        return str(error)
+    return None

@@ -1,0 +1,56 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from octavo.core.config import load_config, load_recipe, merge_configs, with_block_size
+from octavo.core.config.presets import Config
+from octavo.core.errors import ConfigError
+
+Model = Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)]
+Preset = Annotated[str | None, typer.Option(help="Preset name; `octavo presets` lists them.")]
+Kv = Annotated[str | None, typer.Option(help="Preset for the KV cache, joined to the other one.")]
+Recipe = Annotated[Path | None, typer.Option(help="YAML recipe instead of a preset.")]
+BlockSize = Annotated[int | None, typer.Option(help="Block length of integer formats.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Load as float32, bfloat16 or float16; default: as the config says.")
+]
+SequenceLength = Annotated[int, typer.Option("--seq-len", help="Tokens per sample at most.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
+Seed = Annotated[int, typer.Option(help="Chooses the samples.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress and no summary.")]
+
+
+def config_from(preset: str | None, kv: str | None, recipe: Path | None, block_size: int | None) -> Config:
+    """Return the config that the options describe.
+
+    Raises:
+        ConfigError: neither or both of preset and recipe are given, or a name is unknown.
+    """
+    if (preset is None) == (recipe is None):
+        raise ConfigError("give either --preset NAME or --recipe FILE")
+    config = load_recipe(recipe) if recipe is not None else load_config(str(preset))
+    if kv is not None:
+        config = merge_configs(config, kv)
+    return config if block_size is None else with_block_size(config, block_size)
+
+
+def dtype_from(name: str | None) -> torch.dtype | None:
+    """Return the dtype called `name`.
+
+    Raises:
+        ConfigError: torch has none of that name.
+    """
+    dtype: Any = getattr(torch, name, None) if name is not None else None
+    if name is not None and not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"unknown dtype {name!r}; known: float32, bfloat16, float16")
+    return dtype  # type: ignore[no-any-return]

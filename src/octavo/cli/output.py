@@ -1,0 +1,44 @@
+"""How results are printed: JSON on stdout, or tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Print lines on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on stdout; no cell is cut or wrapped, so that lines can be searched."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    shown = [[_shown(cell) for cell in row] for row in rows]
+    for row in shown:
+        table.add_row(*row)
+    needed = sum(max(map(len, column)) + 4 for column in zip(columns, *shown, strict=True))
+    console = Console()
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
+def _shown(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.6g}"
+    if isinstance(cell, dict):
+        return ", ".join(f"{key}: {value}" for key, value in cell.items())
+    return ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)

@@ -1,0 +1,56 @@
+"""`octavo plan`: what quantizing would do, without loading weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+
+from octavo.cli import options, output
+from octavo.core.plugins import plugins
+
+
+def plan(
+    model: options.Model,
+    preset: options.Preset = None,
+    kv: options.Kv = None,
+    recipe: options.Recipe = None,
+    block_size: options.BlockSize = None,
+    target: Annotated[
+        str | None, typer.Option(help="Engine that will serve it: vllm, sglang, trtllm, transformers.")
+    ] = None,
+    tp: Annotated[int, typer.Option(help="Tensor-parallel size it will be served with.")] = 1,
+    dtype: options.Dtype = "bfloat16",
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show each weight's format, what is left out and why, sizes, and what stands in the way.
+
+    Exits with 3 when `octavo quantize` would refuse.
+    """
+    import octavo
+
+    config = options.config_from(preset, kv, recipe, block_size)
+    with torch.device("meta"):
+        skeleton = plugins().build_model(
+            model, options.dtype_from(dtype) or torch.bfloat16, trust_remote_code
+        )
+    made = octavo.plan(skeleton, config, target=target, tp=tp)
+    if as_json:
+        output.print_json(made.to_json())
+    else:
+        rows = [
+            (
+                tensor.name,
+                "x".join(map(str, tensor.shape)),
+                " then ".join(map(str, tensor.weight)) or f"{tensor.dtype} ({tensor.reason})",
+                " then ".join(map(str, tensor.inputs)) or "-",
+            )
+            for tensor in made.tensors
+            if len(tensor.shape) > 1
+        ]
+        output.print_table(f"plan for {model}", ("weight", "shape", "format", "input"), rows)
+        output.print_text(made.summary())
+    if made.errors:
+        raise typer.Exit(3)

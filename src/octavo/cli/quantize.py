@@ -1,0 +1,62 @@
+"""`octavo quantize`: load, quantize, calibrate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octavo.cli import options, output
+from octavo.core.plugins import DataRequest, plugins
+
+
+def quantize(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")],
+    preset: options.Preset = None,
+    kv: options.Kv = None,
+    recipe: options.Recipe = None,
+    block_size: options.BlockSize = None,
+    calib_data: Annotated[
+        str | None, typer.Option(help="Text file, .jsonl of documents, or dataset (name or name#split).")
+    ] = None,
+    calib_size: Annotated[int, typer.Option(help="Samples at most.")] = 512,
+    seq_len: options.SequenceLength = 512,
+    batch_size: options.BatchSize = 8,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")
+    ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Quantize MODEL and write a unified Hugging Face checkpoint to --out."""
+    import octavo
+
+    config = options.config_from(preset, kv, recipe, block_size)
+    loaded = plugins().load_model(model, options.dtype_from(dtype), trust_remote_code)
+    tokenizer = plugins().load_tokenizer(model, trust_remote_code)
+    batches = None
+    if calib_data is not None:
+        request = DataRequest(calib_data, calib_size, seq_len, batch_size, seed)
+        batches = plugins().text_batches(tokenizer, request)
+    octavo.quantize(loaded, config, batches, quiet=quiet)
+    report = octavo.export_hf_checkpoint(
+        loaded, export_dir=out, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet
+    )
+    if as_json:
+        output.print_json(
+            {
+                "directory": str(report.directory),
+                "num_tensors": report.num_tensors,
+                "num_bytes": report.num_bytes,
+                "warnings": list(report.warnings),
+            }
+        )
+    elif not quiet:
+        output.print_text(
+            f"{report.directory}: {report.num_tensors} tensors, {report.num_bytes / 1e6:,.2f} MB"
+        )

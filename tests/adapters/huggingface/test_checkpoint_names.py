@@ -1,0 +1,85 @@
+"""Parameters get the names under which `save_pretrained` writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from torch import nn
+
+import octavo
+from helpers.adapters_models import tiny_model, tokens
+from octavo.adapters.huggingface.checkpoint import names_in_checkpoint
+from octavo.core.errors import UnsupportedError
+
+
+def saved_names(model: nn.Module, directory: Path) -> set[str]:
+    model.save_pretrained(directory)
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "granitemoe"]
+)
+def test_names_are_those_that_save_pretrained_writes(architecture: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture, tie_word_embeddings=False)
+
+    assert set(names_in_checkpoint(model, list(model.state_dict())).values()) == saved_names(model, tmp_path)
+
+
+def test_a_dense_model_that_is_renamed_on_saving() -> None:
+    model = tiny_model("gpt_neox", tie_word_embeddings=False)
+    names = names_in_checkpoint(model, list(model.state_dict()))
+
+    assert {name: new for name, new in names.items() if name != new} == {"lm_head.weight": "embed_out.weight"}
+
+
+def test_tied_names_are_all_known() -> None:
+    model = tiny_model("qwen3", tie_word_embeddings=True)
+    names = names_in_checkpoint(model, list(model.state_dict()))
+
+    assert names["lm_head.weight"] == "lm_head.weight"
+    assert names["model.embed_tokens.weight"] == "model.embed_tokens.weight"
+
+
+def test_renamed_layers_are_exported_and_excluded_under_the_new_name(tmp_path: Path) -> None:
+    model = tiny_model("gpt_neox", tie_word_embeddings=False)
+    octavo.quantize(model, "FP8_DEFAULT_CFG", [tokens()], quiet=True)
+    octavo.export_hf_checkpoint(model, export_dir=tmp_path / "out", quiet=True)
+    octavo.unquantize(model)
+
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        written = {name for name in file.keys() if not name.endswith("_scale")}  # noqa: SIM118
+    assert written == saved_names(model, tmp_path)
+    metadata = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert metadata["quantization"]["exclude_modules"] == ["embed_out", "gpt_neox.embed_in"]
+    assert config["quantization_config"]["ignore"] == ["embed_out", "gpt_neox.embed_in"]
+
+
+def test_a_dense_model_that_is_stored_fused_is_refused_by_name() -> None:
+    model = tiny_model("hrm_text")
+
+    with pytest.raises(UnsupportedError) as caught:
+        names_in_checkpoint(model, list(model.state_dict()))
+
+    for part in (
+        "parameters of this HrmTextForCausalLM",
+        "layers.0.self_attn.q_proj.weight",
+        "cannot be exported yet",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="RuntimeError 'chunk expects `chunks` to be greater than 0, got: 0' from transformers"
+)
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+def test_fused_experts_are_refused_by_name(architecture: str) -> None:
+    model = tiny_model(architecture, num_local_experts=2, num_experts=2, moe_intermediate_size=64)
+
+    with pytest.raises(UnsupportedError, match=r"layers\.0\.mlp\.experts\.(gate_up_proj|down_proj)"):
+        names_in_checkpoint(model, list(model.state_dict()))

@@ -1,0 +1,87 @@
+"""Loading a checkpoint, building its skeleton, and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo.core.errors import OctavoError, PluginError
+from octavo.core.plugins import plugins
+
+
+@pytest.fixture
+def copied(stories: Path, tmp_path: Path) -> Path:
+    shutil.copytree(stories, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def with_config(directory: Path, **changes: object) -> Path:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    return directory
+
+
+def test_the_dtype_is_the_configs_unless_one_is_asked_for(copied: Path) -> None:
+    with_config(copied, torch_dtype="float16")
+
+    assert plugins().load_model(copied, None, False).dtype == torch.float16
+    assert plugins().load_model(copied, torch.bfloat16, False).dtype == torch.bfloat16
+
+
+def test_models_come_in_eval_mode_with_their_weights(stories: Path) -> None:
+    model = plugins().load_model(stories, None, False)
+
+    assert not any(module.training for module in model.modules())
+    assert model.state_dict()["model.norm.weight"].std() > 0, "trained, not initial"
+
+
+def test_a_skeleton_ignores_how_the_checkpoint_is_quantized(copied: Path) -> None:
+    with_config(copied, quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
+
+    with torch.device("meta"):
+        model = plugins().build_model(copied, torch.bfloat16, False)
+
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not hasattr(model.config, "quantization_config")
+    assert not model.training
+
+
+def test_the_tokenizer_of_a_folder(stories: Path) -> None:
+    assert plugins().load_tokenizer(stories, False)("Once").input_ids[0] == 1
+
+
+@pytest.mark.parametrize(("verb", "call"), [("load", "load_model"), ("build", "build_model")])
+def test_a_folder_without_a_config_is_nobodys(tmp_path: Path, verb: str, call: str) -> None:
+    with pytest.raises(
+        PluginError, match=re.escape(f"no plugin can {verb} {tmp_path}; loaded: huggingface, unified_hf")
+    ):
+        getattr(plugins(), call)(tmp_path, torch.float32, False)
+
+
+@pytest.mark.xfail(strict=True, reason="the message speaks of plugins, not of the missing folder")
+def test_a_missing_folder_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(OctavoError, match=f"{tmp_path / 'gone'}.*(does not exist|config.json)"):
+        plugins().load_model(tmp_path / "gone", None, False)
+
+
+@pytest.mark.xfail(strict=True, reason="SafetensorError, OSError and ValueError of transformers pass through")
+@pytest.mark.parametrize("damage", ["truncated weights", "no weights", "config is not JSON", "no tokenizer"])
+def test_a_damaged_checkpoint_is_an_octavo_error_that_names_it(copied: Path, damage: str) -> None:
+    weights = copied / "model.safetensors"
+    if damage == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "config is not JSON":
+        (copied / "config.json").write_text("{")
+    else:
+        (copied / "tokenizer.json").unlink()
+
+    with pytest.raises(OctavoError, match=str(copied)):
+        plugins().load_model(copied, None, False) and plugins().load_tokenizer(copied, False)

@@ -1,0 +1,55 @@
+"""The adapter's hooks import no framework for models and tokenizers that are not its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FRAMEWORKS = "transformers", "datasets", "accelerate", "tokenizers"
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+from octavo.adapters.huggingface import plugin
+from octavo.core.plugins import DataRequest
+
+{call}
+print(*[name for name in {frameworks} if name in sys.modules])
+"""
+CALLS = {
+    "importing": "",
+    "every hook, for a plain model": """
+model = torch.nn.Linear(2, 2)
+plugin.plugin_info()
+for hook in (plugin.describe_model, plugin.tiny_inputs, plugin.attention_layers):
+    assert hook(model) is None
+plugin.prepare_model(model)
+plugin.unprepare_model(model)
+assert plugin.checkpoint_names(model, ["weight"]) is None
+assert plugin.write_companions(model, Path("."), None, torch.float32) is None
+assert plugin.text_batches(object(), DataRequest("x")) is None
+""",
+    "loading from a folder without a config": """
+empty = Path("/nonexistent")
+assert plugin.load_model(empty, None, False) is None
+assert plugin.build_model(empty, torch.float32, False) is None
+assert plugin.load_tokenizer(empty, False) is None
+""",
+    "quantizing a plain model": """
+import octavo
+octavo.quantize(torch.nn.Sequential(torch.nn.Linear(32, 8)), octavo.INT8_WEIGHT_ONLY_CFG, quiet=True)
+""",
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_no_framework_is_imported(call: str) -> None:
+    script = SCRIPT.format(call=call, frameworks=FRAMEWORKS)
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

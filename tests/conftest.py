@@ -1,0 +1,43 @@
+"""Fixtures and guards of the whole test suite."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# With the root on the path, the folder `kernels` would shadow Hugging Face's package of that name.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_frameworks() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ../shared; without it the test is skipped, or fails where it is required."""
+    if not SHARED.is_dir():
+        reason = f"{SHARED} is absent"
+        if os.environ.get("OCTAVO_REQUIRE_SHARED") == "1":
+            pytest.fail(f"{reason} and OCTAVO_REQUIRE_SHARED=1")
+        pytest.skip(reason)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """The bundled trained model."""
+    return ROOT / "examples" / "data" / "stories260k"

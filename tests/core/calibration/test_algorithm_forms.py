@@ -1,0 +1,119 @@
+"""The algorithm of a config: every form it may have, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import octavo
+from helpers.calibration_models import calibrated_state, rows, two_layers
+from helpers.calibration_snapshot import snapshot
+from octavo.core.calibration.algorithms import algorithms_of
+from octavo.core.calibration.max import calibrate_max
+from octavo.core.errors import ConfigError, UnsupportedError
+
+AVAILABLE = "; available: max$"
+KNOWN = "known: max, mse, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "count"),
+    [
+        (None, 0),
+        ("max", 1),
+        ({"method": "max"}, 1),
+        (["max", {"method": "max"}], 2),
+        (("max",), 1),
+        ([None, "max"], 1),
+        ([["max"], "max"], 2),
+    ],
+    ids=str,
+)
+def test_every_form_names_its_functions(algorithm: Any, count: int) -> None:
+    assert algorithms_of(algorithm) == [calibrate_max] * count
+
+
+def test_max_twice_calibrates_once() -> None:
+    runs: list[int] = []
+
+    def loop(model: Any) -> None:
+        runs.append(1)
+        model(rows())
+
+    octavo.quantize(
+        two_layers(), {**octavo.FP8_DEFAULT_CFG, "algorithm": ["max", {"method": "max"}]}, loop, quiet=True
+    )
+
+    assert runs == [1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mse", "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "lsq"],
+)
+@pytest.mark.parametrize("form", [lambda n: n, lambda n: {"method": n, "alpha": 1.0}, lambda n: ["max", n]])
+def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> None:
+    message = f"^algorithm '{name}' is not available in this version of Octavo{AVAILABLE}"
+
+    with pytest.raises(UnsupportedError, match=message):
+        algorithms_of(form(name))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ("maxx", f"unknown algorithm 'maxx'; {KNOWN}.*Did you mean 'max'\\?$"),
+        ("smoothquantt", "unknown algorithm 'smoothquantt'.*Did you mean 'smoothquant'\\?$"),
+        ({"method": None}, "unknown algorithm None; known: max"),
+        ({"method": "max", "alpha": 1}, "^algorithm 'max' takes no options, found alpha$"),
+        ({"method": "max", "b": 1, "a": 1}, "found a, b$"),
+        ({"name": "max"}, r"must be a name, a dict with 'method', a list or None; found \{'name': 'max'\}$"),
+        (5, "found 5$"),
+        (["max", 5], "found 5$"),
+        pytest.param(
+            {"method": ["max"]},
+            r"\['max'\]",
+            marks=pytest.mark.xfail(
+                strict=True, raises=TypeError, reason="unhashable names reach a dict lookup"
+            ),
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_forms_are_refused(algorithm: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        algorithms_of(algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["awq_lite", "maxx", {"method": "max", "x": 1}], ids=str)
+def test_a_refused_algorithm_leaves_the_model_as_it_was(algorithm: Any) -> None:
+    model = two_layers()
+    before = snapshot(model)
+
+    with pytest.raises(octavo.OctavoError):
+        octavo.quantize(model, {**octavo.FP8_DEFAULT_CFG, "algorithm": algorithm}, [rows()], quiet=True)
+
+    assert snapshot(model) == before
+
+
+def test_without_an_algorithm_weights_are_calibrated_all_the_same() -> None:
+    model = octavo.quantize(two_layers(), {**octavo.FP8_DEFAULT_CFG, "algorithm": None}, quiet=True)
+
+    assert calibrated_state(model)["0.weight_quantizer.amax"] == [float(model[0].weight.detach().abs().max())]  # type: ignore[index, union-attr]
+    with torch.no_grad():
+        assert model(rows()).isfinite().all()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="an empty list leaves static quantizers uncalibrated: the model yields NaN"
+)
+@pytest.mark.parametrize("algorithm", [[], [None]], ids=str)
+def test_an_empty_list_of_algorithms_means_none(algorithm: Any) -> None:
+    model = octavo.quantize(
+        two_layers(), {**octavo.FP8_DEFAULT_CFG, "algorithm": algorithm}, [rows()], quiet=True
+    )
+
+    with torch.no_grad():
+        assert model(rows()).isfinite().all()

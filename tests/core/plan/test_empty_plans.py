@@ -1,0 +1,92 @@
+"""Configs that would quantize nothing are refused, with the likely reason and the name of a quantizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+import octavo
+from helpers.config_rules import OFF, entry
+from helpers.plan_models import planned, shared_model
+from octavo.core.errors import PlanError
+from octavo.core.plan import Plan
+
+EXAMPLE = "A quantizer's name looks like '0.input_quantizer'"
+
+
+def linears() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16))
+
+
+def only_error(plan: Plan) -> str:
+    (error,) = plan.errors
+    with pytest.raises(PlanError, match="1 problem"):
+        plan.check()
+    assert plan.coverage == 0
+    return error
+
+
+@pytest.mark.parametrize(
+    "quant_cfg",
+    [[], [OFF], [entry("*weight_quantizer", {"num_bits": 8}), OFF], {"default": {"enable": False}}],
+    ids=str,
+)
+def test_everything_off(quant_cfg: Any) -> None:
+    assert only_error(planned({"quant_cfg": quant_cfg}, linears())) == (
+        f"the config turns on no quantizer: every entry that matches leaves its quantizers off. {EXAMPLE}"
+    )
+
+
+def test_globs_that_match_nothing_are_the_likely_reason() -> None:
+    config = {"quant_cfg": [OFF, entry("*wieght_quantizer", {"num_bits": 8})]}
+    error = only_error(planned(config, linears()))
+
+    assert error.startswith(
+        "the config turns on no quantizer: entry '*wieght_quantizer' matches no quantizer of this"
+    )
+    assert "Did you mean '0.weight_quantizer'?" in error
+    assert error.endswith(EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.ReLU()), nn.LayerNorm(8), nn.Sequential(nn.Embedding(8, 8))], ids=str
+)
+def test_models_without_a_layer_that_can_be_quantized(model: nn.Module) -> None:
+    assert only_error(planned("INT8_DEFAULT_CFG", model)) == "the model has no layer that can be quantized"
+
+
+def test_quantize_refuses() -> None:
+    with pytest.raises(
+        PlanError, match=r"the plan has 1 problem.*nothing was changed:\n  the model has no layer that"
+    ):
+        octavo.quantize(nn.Sequential(nn.ReLU()), "INT8_DEFAULT_CFG", quiet=True)
+
+
+def test_a_model_without_parameters_has_a_share_of_zero() -> None:
+    plan = planned("INT8_DEFAULT_CFG", nn.Sequential(nn.ReLU()))
+
+    assert (plan.tensors, plan.coverage, plan.bytes_before, plan.bytes_after) == ((), 0.0, 0, 0)
+
+
+@pytest.mark.xfail(strict=True, reason="the globs of the preset that match nothing are not shown")
+def test_a_preset_for_parts_that_this_model_does_not_have() -> None:
+    assert "experts" in only_error(planned("NVFP4_EXPERTS_ONLY_CFG"))
+
+
+@pytest.mark.xfail(strict=True, reason="the layers that no quantized class stands for are not mentioned")
+def test_a_model_whose_layers_have_no_quantized_class() -> None:
+    """GPT-2's linear layers are transformers' Conv1D; only the head can be quantized, which the preset leaves out."""
+    assert "Conv1D" in only_error(planned("INT8_DEFAULT_CFG", shared_model("gpt2")))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="promise 1 of DESIGN.md: uncovered experts are an error; today only listed"
+)
+def test_experts_that_are_not_covered() -> None:
+    model = shared_model("qwen3_moe")
+    plan = planned("FP8_DEFAULT_CFG", model)
+
+    assert plan.coverage < 0.1
+    assert "experts" in " ".join(plan.errors)

@@ -1,0 +1,60 @@
+"""Weights that two modules share: quantizing one side is refused, with both names and what to do."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+import octavo
+from helpers.config_rules import entry, weights
+from helpers.plan_models import new_model, planned
+from octavo.core.errors import PlanError
+
+INT8 = {"num_bits": 8}
+MESSAGE = (
+    "lm_head.weight is tied to model.embed_tokens.weight: quantizing one side would untie them. "
+    "Exclude it ({'quantizer_name': '*lm_head*', 'enable': False})"
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_head_that_is_tied_to_the_embedding(device: str) -> None:
+    model = new_model("qwen3", device, tie_word_embeddings=True)
+
+    assert planned(weights(INT8), model).errors == (MESSAGE,)
+    assert planned(weights(INT8, entry("*lm_head*", enable=False)), model).errors == ()
+    assert planned("INT8_DEFAULT_CFG", model).errors == ()
+
+
+def test_inputs_of_the_head_alone_are_no_problem() -> None:
+    config = {"quant_cfg": [entry("*input_quantizer", INT8)]}
+
+    assert planned(config, new_model(tie_word_embeddings=True)).errors == ()
+
+
+def test_quantize_refuses() -> None:
+    model = new_model(num_hidden_layers=1, tie_word_embeddings=True)
+    with pytest.raises(PlanError) as caught:
+        octavo.quantize(model, weights(INT8), quiet=True)
+
+    assert str(caught.value) == f"the plan has 1 problem(s); nothing was changed:\n  {MESSAGE}"
+    assert type(model.lm_head) is nn.Linear
+
+
+def test_layers_that_share_a_weight_name_each_other() -> None:
+    model = nn.ModuleDict({name: nn.Linear(8, 8, bias=False) for name in "abc"})
+    model["b"].weight = model["c"].weight = model["a"].weight
+    errors = planned(weights(INT8), model).errors
+
+    assert [error.partition(":")[0] for error in errors] == [
+        "a.weight is tied to b.weight, c.weight",
+        "b.weight is tied to a.weight, c.weight",
+        "c.weight is tied to a.weight, b.weight",
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="one module under two names is refused: nothing would be untied")
+def test_one_layer_under_two_names_is_tied_to_nothing() -> None:
+    layer = nn.Linear(8, 8)
+
+    assert planned(weights(INT8), nn.Sequential(layer, nn.ReLU(), layer)).errors == ()

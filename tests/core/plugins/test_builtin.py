@@ -1,0 +1,41 @@
+"""The plugins that ship with Octavo: declared by the package, and there without entry points."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from octavo._builtin_plugins import BUILTIN_PLUGINS
+from octavo.core.plugins import PluginInfo, plugins
+from octavo.core.plugins.builtin import builtin_plugins
+from octavo.core.plugins.loading import load_plugins
+
+
+def test_the_package_declares_them() -> None:
+    assert builtin_plugins() == BUILTIN_PLUGINS
+    assert BUILTIN_PLUGINS == ("octavo.adapters.huggingface.plugin", "octavo.exporters.unified_hf.plugin")
+
+
+def test_all_are_loaded_and_describe_themselves() -> None:
+    found = [status for status in plugins().statuses if status.origin == "built-in"]
+
+    assert [(status.name, status.error) for status in found] == [("huggingface", None), ("unified_hf", None)]
+    assert [status.info for status in found] == [
+        PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
+        PluginInfo("unified_hf", "Unified Hugging Face checkpoints in ModelOpt's dialect", ()),
+    ]
+
+
+def test_they_are_loaded_once() -> None:
+    assert plugins() is plugins()
+
+
+@pytest.mark.parametrize("module", BUILTIN_PLUGINS)
+def test_every_hook_of_theirs_is_one_of_ours(module: str) -> None:
+    manager, _ = load_plugins()
+    plugin = import_module(module)
+    own = {name for name in vars(plugin) if manager.parse_hookimpl_opts(plugin, name) is not None}
+
+    assert {caller.name for caller in manager.get_hookcallers(plugin) or ()} == own != set()
+    assert all(getattr(manager.hook, name).has_spec() for name in own)

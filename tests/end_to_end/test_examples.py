@@ -1,0 +1,38 @@
+"""The examples run as they are; the demo's claims hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command: str) -> str:
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_demo_reads_back_what_it_simulated_and_keeps_eight_bits_close() -> None:
+    rows = {row["format"].split()[0]: row for row in json.loads(run("examples/demo.py", "--json"))}
+
+    assert rows.keys() == {"FP8", "INT8", "INT4", "NVFP4", "MXFP8", "MXFP4"}
+    for row in rows.values():
+        assert row["read_back_equal"]
+        assert abs(row["perplexity"] / row["perplexity_fake"] - 1) <= 1e-6
+    for name in ("FP8", "INT8", "MXFP8"):
+        assert rows[name]["perplexity"] <= 1.03 * rows[name]["perplexity_base"]
+    for name in ("INT4", "NVFP4", "MXFP4"):
+        assert rows[name]["perplexity"] > rows[name]["perplexity_base"], "four bits cost something"
+
+
+def test_the_demo_texts_are_small() -> None:
+    texts = (ROOT / "examples" / "data").glob("*.jsonl")
+    assert 0 < sum(path.stat().st_size for path in texts) <= 60_000
+
+
+def test_quantize_and_export() -> None:
+    assert "tensors" in run("examples/quantize_and_export.py")

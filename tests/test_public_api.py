@@ -1,0 +1,40 @@
+"""The public names, frozen: adding or removing one is a decision."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import octavo
+
+PUBLIC = {
+    "OctavoError", "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "TensorQuantizer",
+    "calibrate", "compare", "export_hf_checkpoint", "finalize", "finalized", "history", "hookimpl", "load_quantized",
+    "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names", "quantize", "register",
+    "restore", "save", "text_batches", "unfinalize", "unquantize", "unregister", "with_block_size",
+}  # fmt: skip
+
+
+def test_public_names() -> None:
+    assert set(octavo.__all__) == PUBLIC
+    assert {name for name in PUBLIC if getattr(octavo, name) is None} == set()
+    assert set(dir(octavo)) == {*PUBLIC, *octavo.preset_names(), "__version__"}
+
+
+def test_a_preset_that_does_not_exist() -> None:
+    with pytest.raises(AttributeError, match="no preset 'FP9_CFG'"):
+        octavo.FP9_CFG  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        octavo.quantise  # noqa: B018
+
+
+def test_importing_the_main_verb_imports_no_framework() -> None:
+    script = "import sys, octavo; octavo.quantize; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "octavo.core.calibration.quantize" in loaded
+    unwanted = {"transformers", "datasets", "accelerate", "pydantic", "rich", "typer", "yaml", "triton"}
+    assert unwanted.intersection(loaded) == set()
