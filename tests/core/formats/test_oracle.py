@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -42,7 +43,11 @@ def test_it_shares_no_code_with_octavo_and_needs_no_torch() -> None:
     script = "import sys, oracles.number_formats; print([m for m in ('torch', 'octavo') if m in sys.modules])"
 
     output = subprocess.run(
-        [sys.executable, "-c", script], cwd=tests, capture_output=True, check=True, text=True
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(tests)},
+        capture_output=True,
+        check=True,
+        text=True,
     )
 
     assert output.stdout.strip() == "[]"
