@@ -119,14 +119,40 @@ class PerBlock:
         return lengths
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """Independent tensors along the first dim, each with the scales of `each`, as experts of one parameter are.
+
+    Shape [E, A, B] with `each` per channel has scales of shape [E, A].
+    """
+
+    each: PerTensor | PerChannel | PerToken | PerBlock
+
+    def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the scales of a tensor of `shape`."""
+        if not shape:
+            raise ShapeError("stacked tensors have a dim that counts them, found shape ()")
+        return (shape[0], *self.each.scale_shape(shape[1:]))
+
+    def blocked(self, x: Tensor) -> Tensor:
+        """Return the blocked view of `x`."""
+        return self.each.blocked(x)
+
+    def reduced_dims(self, num_dims: int) -> tuple[int, ...]:
+        """Return the dims of the blocked view that share a scale."""
+        if isinstance(self.each, PerBlock):
+            return self.each.reduced_dims(num_dims)
+        return tuple(d + 1 for d in self.each.reduced_dims(num_dims - 1))
+
+
 PER_TENSOR = PerTensor()
-Granularity = PerTensor | PerChannel | PerToken | PerBlock
+Granularity = PerTensor | PerChannel | PerToken | PerBlock | Stacked
 
 
 def keepdim_shape(granularity: Granularity, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape in which scales broadcast over the blocked view of a tensor of `shape`."""
     scales = granularity.scale_shape(shape)
-    if isinstance(granularity, PerBlock):
+    if _has_blocks(granularity):
         return tuple(part for n in scales for part in (n, 1))
     reduced = granularity.reduced_dims(len(shape))
     return tuple(1 if d in reduced else n for d, n in enumerate(shape))
@@ -134,12 +160,16 @@ def keepdim_shape(granularity: Granularity, shape: Sequence[int]) -> tuple[int, 
 
 def unblocked(view: Tensor, granularity: Granularity, shape: Sequence[int]) -> Tensor:
     """Undo `granularity.blocked`: merge the blocks and crop the padding back to `shape`."""
-    if not isinstance(granularity, PerBlock):
+    if not _has_blocks(granularity):
         return view
     merged = view.reshape([view.shape[2 * d] * view.shape[2 * d + 1] for d in range(len(shape))])
     if tuple(merged.shape) == tuple(shape):
         return merged
     return merged[tuple(slice(0, n) for n in shape)].contiguous()
+
+
+def _has_blocks(granularity: Granularity) -> bool:
+    return isinstance(granularity.each if isinstance(granularity, Stacked) else granularity, PerBlock)
 
 
 def granularity_to_json(granularity: Granularity) -> dict[str, Any]:
@@ -153,6 +183,8 @@ def granularity_to_json(granularity: Granularity) -> dict[str, Any]:
             return {"kind": "channel", "axis": axis}
         case PerBlock(sizes=sizes):
             return {"kind": "block", "sizes": {str(axis): length for axis, length in sizes}}
+        case Stacked(each=each):
+            return {"kind": "stacked", "each": granularity_to_json(each)}
 
 
 def granularity_from_json(data: Mapping[str, Any]) -> Granularity:
@@ -170,8 +202,10 @@ def granularity_from_json(data: Mapping[str, Any]) -> Granularity:
             return PerChannel(axis)
         case {"kind": "block", "sizes": dict(sizes), **rest} if not rest and all(map(_is_axis, sizes)):
             return PerBlock(tuple((int(axis), length) for axis, length in sizes.items()))
+        case {"kind": "stacked", "each": {"kind": kind, **fields}, **rest} if not rest and kind != "stacked":
+            return Stacked(granularity_from_json({"kind": kind, **fields}))  # type: ignore[arg-type]
     raise ConfigError(
-        f"granularity {dict(data)!r} is not one of tensor, channel, token, block with their fields"
+        f"granularity {dict(data)!r} is not one of tensor, channel, token, block, stacked with their fields"
     )
 
 

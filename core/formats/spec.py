@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from octavo.core.formats.elements import ElementType, element_type
 from octavo.core.formats.granularity import (
     PER_TENSOR,
     Granularity,
+    Stacked,
     granularity_from_json,
     granularity_to_json,
 )
@@ -85,7 +86,18 @@ class QuantSpec:
 
     def state_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the state tensor `name` for a tensor of `shape`."""
-        return self.granularity.scale_shape(shape) if name == "amax" else ()
+        scales = self.granularity.scale_shape(shape)
+        if name == "amax":
+            return scales
+        return (scales[0], *(1 for _ in scales[1:])) if isinstance(self.granularity, Stacked) else ()
+
+    def stacked(self) -> QuantSpec:
+        """Return the format of tensors of this format that are stacked along a new first dim."""
+        return replace(self, granularity=Stacked(self.granularity))  # type: ignore[arg-type]
+
+    def unstacked(self) -> QuantSpec:
+        """Return the format of each of the stacked tensors; a spec that is not stacked is returned as it is."""
+        return replace(self, granularity=self.granularity.each) if isinstance(self.granularity, Stacked) else self
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict that `from_json` reads back."""
