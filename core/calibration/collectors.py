@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core import ops
-from octavo.core.formats import PerTensor, QuantSpec
+from octavo.core.formats import QuantSpec
 from octavo.core.modules import tensor_quantizers
 from octavo.core.quantizers import Collector, TensorQuantizer
 
@@ -65,7 +65,8 @@ class AmaxCollector:
 
     def __init__(self, spec: QuantSpec, memo: AmaxMemo | None = None) -> None:
         self._names = spec.state
-        self._spec = spec if "amax" in spec.state else QuantSpec(spec.element, PerTensor())
+        per_tensor = QuantSpec(spec.element)
+        self._spec = spec if "amax" in spec.state else per_tensor.stacked() if spec.is_stacked else per_tensor
         self._memo = memo
         self.amax: Tensor | None = None
 
@@ -85,7 +86,8 @@ class AmaxCollector:
         """Return what `TensorQuantizer.set_state` takes, or None when nothing was seen."""
         if self.amax is None:
             return None
-        values = {"amax": self.amax, "global_amax": self.amax.amax()}
+        rows = self.amax.reshape(len(self.amax), -1) if self._spec.is_stacked else self.amax
+        values = {"amax": self.amax, "global_amax": rows.amax(-1) if self._spec.is_stacked else rows.amax()}
         return {name: values[name] for name in self._names}
 
     def _update(self, amax: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What a number is: element types, granularities, specs, scales, rounding and packing, as pure functions."""
 
 from octavo.core.formats.elements import ElementType, element_type
-from octavo.core.formats.granularity import Granularity, PerBlock, PerChannel, PerTensor, PerToken
+from octavo.core.formats.granularity import Granularity, PerBlock, PerChannel, PerTensor, PerToken, Stacked
 from octavo.core.formats.quantization import (
     Quantized,
     compute_amax,
@@ -10,7 +10,7 @@ from octavo.core.formats.quantization import (
     in_range,
     quantize,
 )
-from octavo.core.formats.spec import QuantSpec, chain_key, parse_chain
+from octavo.core.formats.spec import QuantSpec, chain_key, parse_chain, unstacked_chain
 
 __all__ = [
     "ElementType",
@@ -21,6 +21,7 @@ __all__ = [
     "PerToken",
     "QuantSpec",
     "Quantized",
+    "Stacked",
     "chain_key",
     "compute_amax",
     "dequantize",
@@ -29,4 +30,5 @@ __all__ = [
     "in_range",
     "parse_chain",
     "quantize",
+    "unstacked_chain",
 ]

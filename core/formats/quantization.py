@@ -12,7 +12,7 @@ from octavo.core.errors import ShapeError
 from octavo.core.formats.granularity import PerTensor, keepdim_shape, unblocked
 from octavo.core.formats.packing import pack, packed_length, unpack
 from octavo.core.formats.rounding import decode, encode, round_to_grid
-from octavo.core.formats.scales import Scales, scales_from_amax, step_from_stored
+from octavo.core.formats.scales import Scales, beside, scales_from_amax, step_from_stored
 from octavo.core.formats.spec import QuantSpec
 
 _RANGE_SLACK = 1 + 2.0**-20
@@ -128,7 +128,7 @@ def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     inside = (steps >= low) & (steps <= high)
     amax, global_amax = _amax(x, state, spec)
     if global_amax is not None:
-        covered = torch.minimum(amax, global_amax).reshape(keepdim_shape(spec.granularity, x.shape))
+        covered = torch.minimum(amax, beside(global_amax, amax)).reshape(keepdim_shape(spec.granularity, x.shape))
         inside |= spec.granularity.blocked(x).abs() <= covered
     return unblocked(inside, spec.granularity, x.shape)
 

@@ -25,7 +25,7 @@ class Scales(NamedTuple):
     Attributes:
         stored: First-level scales as a checkpoint holds them: float32, float8_e4m3fn, or uint8 exponents
             (value 2^(b−127)) for e8m0.
-        global_scale: fp32 [] second-level scale, or None.
+        global_scale: fp32 [] second-level scale ([n] for n stacked tensors), or None.
         step: fp32, shape of `stored`: the value of code 1.
         inverse: fp32 factor that takes values to codes (one level, arithmetic `multiply`), else None.
     """
@@ -42,7 +42,7 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
     Args:
         amax: fp32, any shape: largest magnitude of each block. A zero block gets the scale 1 (e8m0: 2^−127),
             so that its codes are zero and no reader ever divides by zero.
-        global_amax: fp32 []: largest magnitude of the tensor; used where the spec has two levels.
+        global_amax: fp32 [], or [n] for n stacked tensors: largest magnitude of the tensor; used where the spec has two levels.
         spec: The format.
     """
     largest = spec.element_type.max
@@ -53,10 +53,10 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
         return Scales(biased.to(torch.uint8), None, decode_e8m0(biased), None)
     if spec.scale == "e4m3":
         global_scale = global_scale_from_amax(global_amax, spec)
-        ratio = amax / (largest * global_scale)
+        ratio = amax / (largest * beside(global_scale, amax))
         ratio = torch.where(amax == 0, 1.0, ratio).clamp(E4M3_SMALLEST, E4M3_MAX)
         stored = ratio.to(torch.float8_e4m3fn)
-        return Scales(stored, global_scale, stored.float() * global_scale, None)
+        return Scales(stored, global_scale, stored.float() * beside(global_scale, amax), None)
     is_zero = amax < SMALLEST_AMAX
     if spec.arithmetic == "multiply":
         inverse = torch.where(is_zero, 1.0, _inverse(amax, spec))
@@ -94,4 +94,9 @@ def decode_e8m0(stored: Tensor) -> Tensor:
 def step_from_stored(stored: Tensor, global_scale: Tensor | None, spec: QuantSpec) -> Tensor:
     """Return the step between codes, fp32, from scales as a checkpoint holds them."""
     step = decode_e8m0(stored) if spec.scale == "e8m0" else stored.float()
-    return step if global_scale is None else step * global_scale
+    return step if global_scale is None else step * beside(global_scale, step)
+
+
+def beside(global_scale: Tensor, scales: Tensor) -> Tensor:
+    """Return second-level scales, [] or one for each of a stack of tensors, as they broadcast over `scales`."""
+    return global_scale if global_scale.dim() == 0 else global_scale.reshape(-1, *[1] * (scales.dim() - 1))

@@ -86,14 +86,19 @@ class QuantSpec:
 
     def state_shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the state tensor `name` for a tensor of `shape`."""
-        scales = self.granularity.scale_shape(shape)
         if name == "amax":
-            return scales
-        return (scales[0], *(1 for _ in scales[1:])) if isinstance(self.granularity, Stacked) else ()
+            return self.granularity.scale_shape(shape)
+        return (shape[0],) if self.is_stacked else ()
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the tensor is a stack of independent ones, along its first dim."""
+        return isinstance(self.granularity, Stacked)
 
     def stacked(self) -> QuantSpec:
         """Return the format of tensors of this format that are stacked along a new first dim."""
-        return replace(self, granularity=Stacked(self.granularity))  # type: ignore[arg-type]
+        assert not isinstance(self.granularity, Stacked)  # noqa: S101
+        return replace(self, granularity=Stacked(self.granularity))
 
     def unstacked(self) -> QuantSpec:
         """Return the format of each of the stacked tensors; a spec that is not stacked is returned as it is."""
@@ -137,11 +142,13 @@ class QuantSpec:
     def __str__(self) -> str:
         """Return a short name such as `e2m1 block{-1:16} e4m3·global dynamic`."""
         where = granularity_to_json(self.granularity)
+        stack = "stacked " if self.is_stacked else ""
+        where = where.get("each", where)
         kind = where.pop("kind")
         detail = str(where["axis"]) if kind == "channel" else ""
         if kind == "block":
             detail = "{" + ",".join(f"{axis}:{length}" for axis, length in where["sizes"].items()) + "}"
-        words = [self.element, f"{kind}{detail}"]
+        words = [self.element, f"{stack}{kind}{detail}"]
         if self.scale != "float32":
             words.append(self.scale + ("·global" if self.global_max is not None else ""))
         return " ".join([*words, "dynamic"] if self.dynamic else words)
@@ -156,3 +163,9 @@ def chain_key(specs: Sequence[QuantSpec]) -> str:
 def parse_chain(key: str) -> tuple[QuantSpec, ...]:
     """Read what `chain_key` wrote."""
     return tuple(QuantSpec.from_json(data) for data in json.loads(key))
+
+
+@lru_cache(maxsize=1024)
+def unstacked_chain(key: str) -> str:
+    """Return the chain for one of the tensors that `key` is the chain of a stack of."""
+    return chain_key([spec.unstacked() for spec in parse_chain(key)])
