@@ -42,6 +42,10 @@ class AmaxMemo:
 
     def amax(self, x: Tensor, spec: QuantSpec) -> Tensor:
         """Return `ops.amax(x, spec)`."""
+        if (
+            x.is_inference()
+        ):  # such tensors do not count their changes: nothing tells that one is still the same
+            return ops.amax(x, spec)
         if self._last is not None:
             reference, version, key = self._last
             if reference() is x and version == x._version and key == spec.key:
@@ -93,9 +97,9 @@ def collecting(model: nn.Module, collectors: Mapping[TensorQuantizer, Collector]
     """Attach collectors to quantizers for the time of a context, in which no quantizer of `model` rounds."""
     ignore = Ignore()
     quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
-    for quantizer in quantizers:
-        quantizer.collector = collectors.get(quantizer, ignore)
     try:
+        for quantizer in quantizers:
+            quantizer.collector = collectors.get(quantizer, ignore)
         yield
     finally:
         for quantizer in quantizers:

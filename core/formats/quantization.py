@@ -120,17 +120,23 @@ def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     """Return the boolean mask of the values of `x` that quantize without saturating.
 
     The straight-through estimator passes gradients there (Bengio et al., arXiv:1308.3432, clipped form).
-    The bounds are a hair wider than the range, so that a value equal to `amax` is always inside.
+    The bounds are a hair wider than the range, so that a value equal to `amax` is always inside. Where a block
+    scale was rounded down for storage, values up to the block's `amax` count as inside too.
     """
     steps, _ = _steps(x, state, spec)
     low, high = spec.element_type.min * _RANGE_SLACK, spec.element_type.max * _RANGE_SLACK
-    return unblocked((steps >= low) & (steps <= high), spec.granularity, x.shape)
+    inside = (steps >= low) & (steps <= high)
+    amax, global_amax = _amax(x, state, spec)
+    if global_amax is not None:
+        covered = torch.minimum(amax, global_amax).reshape(keepdim_shape(spec.granularity, x.shape))
+        inside |= spec.granularity.blocked(x).abs() <= covered
+    return unblocked(inside, spec.granularity, x.shape)
 
 
-def _scales(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Scales:
+def _amax(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
+    """Return the largest magnitude of each block and, for two-level scales, of the tensor."""
     named = dict(zip(spec.state, state, strict=True))
-    amax = compute_amax(x, spec) if spec.dynamic else named["amax"]
-    return scales_from_amax(amax, named.get("global_amax"), spec)
+    return compute_amax(x, spec) if spec.dynamic else named["amax"], named.get("global_amax")
 
 
 def _grid(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
@@ -141,7 +147,7 @@ def _grid(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, 
 
 def _steps(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
     """Return the blocked view of `x` in units of its steps, fp32, and the scales."""
-    scales = _scales(x, state, spec)
+    scales = scales_from_amax(*_amax(x, state, spec), spec)
     keepdim = keepdim_shape(spec.granularity, x.shape)
     view = spec.granularity.blocked(x).float()
     if scales.inverse is not None:

@@ -16,6 +16,7 @@ E4M3_MAX = 448.0
 E4M3_SMALLEST = 2.0**-9
 E8M0_BIAS = 127
 E8M0_NAN = 255
+SCALE_DTYPES = {"float32": torch.float32, "e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
 
 
 class Scales(NamedTuple):
