@@ -34,7 +34,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_row(*map(Text, row))
     needed = sum(max(map(len, column)) + 4 for column in zip(columns, *shown, strict=True))
     console = Console()
-    console.width = max(console.width, needed)
+    console.width = max(console.width, needed, len(title))
     console.print(table)
 
 
