@@ -5,6 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+FOREIGN_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+)
+"""What somebody else's code (a plugin, a model's forward) may raise and still be reported, not propagated."""
+
 
 class OctavoError(Exception):
     """Base of every error that Octavo raises on bad input or failed work."""

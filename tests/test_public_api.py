@@ -30,6 +30,12 @@ def test_a_preset_that_does_not_exist() -> None:
         octavo.quantise  # noqa: B018
 
 
+def test_each_use_of_a_preset_is_a_copy_of_its_own() -> None:
+    octavo.FP8_DEFAULT_CFG["quant_cfg"].clear()
+
+    assert octavo.preset("FP8_DEFAULT_CFG") == octavo.FP8_DEFAULT_CFG
+
+
 def test_importing_the_main_verb_imports_no_framework() -> None:
     script = "import sys, octavo; octavo.quantize; print(*sys.modules)"
     loaded = subprocess.run(

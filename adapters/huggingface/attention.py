@@ -1,76 +1,142 @@
-"""Quantized queries, keys and values, through transformers' own attention interface."""
+"""Quantized queries, keys and values, through transformers' own attention interface.
+
+An attention layer asks its config for the name of an implementation, and the interface for the function of that
+name. A routed layer gets a view of its config that answers with a name of ours; the model's own config, its masks
+and all other layers stay as they are.
+"""
 
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
+from octavo.core.errors import UnsupportedError
 from octavo.core.modules import QuantAttention
 
-_PREFIX = "octavo_"
+ROUTED = "octavo"
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+_IMPLEMENTATION = "_attn_implementation"
 
 
 def interface_layers(model: nn.Module) -> Mapping[str, nn.Module]:
-    """Return the layers whose forward looks its attention function up in the interface."""
+    """Return the layers whose queries, keys and values can be quantized, by name."""
     return {
         name: layer
         for name, layer in model.named_modules()
-        if _INTERFACE in getattr(inspect.unwrap(type(layer).forward), "__code__", _NO_CODE).co_names
+        if _uses_interface(layer) and not _asks_by_name(layer)
     }
 
 
+def left_out_layers(model: nn.Module) -> Mapping[str, str]:
+    """Return {name: reason} of the attention layers whose queries, keys and values cannot be quantized."""
+    reasons = {}
+    for name, layer in model.named_modules():
+        if _uses_interface(layer):
+            reason = _asks_by_name(layer)
+        elif _is_attention(layer) and not any(map(_is_attention, list(layer.modules())[1:])):
+            reason = f"{type(layer).__name__} does not call transformers' attention interface"
+        else:
+            reason = ""
+        if reason:
+            reasons[name] = reason
+    return reasons
+
+
 def route_attention(model: nn.Module) -> None:
-    """Make the model use an attention function that quantizes first, if any layer has quantizers for it."""
-    current: str = model.config._attn_implementation  # type: ignore[union-attr, assignment]
-    if current.startswith(_PREFIX) or not any(isinstance(layer, QuantAttention) for layer in model.modules()):
-        return
-    model.set_attn_implementation(_registered(current))  # type: ignore[operator]
+    """Make layers that have quantizers for it use an attention function that quantizes first.
+
+    Raises:
+        UnsupportedError: a layer has quantizers that its attention would not run.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ROUTED, quantized_attention)
+    left_out = left_out_layers(model)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, QuantAttention) or isinstance(layer.config, _RoutedConfig):
+            continue
+        if name in left_out:
+            raise UnsupportedError(f"{name}: queries, keys and values cannot be quantized: {left_out[name]}")
+        layer.config = _RoutedConfig(layer)  # type: ignore[assignment]
 
 
 def unroute_attention(model: nn.Module) -> None:
-    """Put the model's own attention function back."""
-    current: str = model.config._attn_implementation  # type: ignore[union-attr, assignment]
-    if current.startswith(_PREFIX):
-        model.set_attn_implementation(current.removeprefix(_PREFIX))  # type: ignore[operator]
+    """Give routed layers their own configs back."""
+    for layer in model.modules():
+        config = getattr(layer, "config", None)
+        if isinstance(config, _RoutedConfig):
+            layer.config = config.own
 
 
-def _registered(inner: str) -> str:
-    """Register, once, the function that quantizes and then runs the attention implementation `inner`."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-
-    name = _PREFIX + inner
-    AttentionInterface.register(name, _quantized_attention(inner))
-    if inner in ALL_MASK_ATTENTION_FUNCTIONS:
-        # Without a mask function of its own name, padded batches would attend to their padding.
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[inner])
-    return name
+def quantized_attention(
+    module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any
+) -> Any:
+    """Quantize what a routed layer hands to attention, then run the implementation that its model asks for."""
+    config: Any = module.config
+    query, key, value = module.quantize_qkv(query, key, value)  # type: ignore[operator]
+    return config.inner_function()(module, query, key, value, mask, **options)
 
 
-def _quantized_attention(inner: str) -> Callable[..., Any]:
-    def attention(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-        if isinstance(module, QuantAttention):
-            query, key, value = module.quantize_qkv(query, key, value)
-        return _inner_function(inner, module)(module, query, key, value, mask, **kwargs)
+class _RoutedConfig:
+    """The config of a layer, with another attention implementation; follows every change of the config."""
 
-    return attention
+    def __init__(self, layer: nn.Module) -> None:
+        forward = inspect.unwrap(type(layer).forward)
+        eager = next(
+            (name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")), ""
+        )
+        self.own: Any = layer.config
+        self._interface: Any = forward.__globals__[_INTERFACE]
+        self._eager = forward.__globals__.get(eager)
+
+    _attn_implementation = ROUTED
+
+    def inner_function(self) -> Callable[..., Any]:
+        """Return the attention function that the layer would call if it were not routed."""
+        return self._interface.get_interface(self.own._attn_implementation, self._eager)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "own" or name.startswith("__"):  # asked for while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.own, name)
 
 
-def _inner_function(inner: str, module: nn.Module) -> Callable[..., Any]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if inner == "eager":  # the eager function is each model file's own
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-    return ALL_ATTENTION_FUNCTIONS[inner]  # type: ignore[no-any-return]
+def _is_attention(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantAttention) or type(layer).__name__.endswith("Attention")
 
 
-class _NoCode:
-    co_names: tuple[str, ...] = ()
+def _uses_interface(layer: nn.Module) -> bool:
+    forward = inspect.unwrap(type(layer).forward)
+    has_interface = _INTERFACE in getattr(forward, "__globals__", ())
+    return has_interface and {_INTERFACE, _IMPLEMENTATION} <= _names(forward) and hasattr(layer, "config")
 
 
-_NO_CODE = _NoCode()
+def _asks_by_name(layer: nn.Module) -> str:
+    """Return why another name for its implementation would change what a layer computes, or an empty string."""
+    forward = inspect.unwrap(type(layer).forward)
+    kind, name = type(layer).__name__, layer.config._attn_implementation  # type: ignore[union-attr]
+    if name in _constants(forward.__code__.co_consts):
+        return (
+            f"{kind} asks for the attention implementation {name!r} by name; load the model with another one"
+        )
+    function = forward.__globals__[_INTERFACE].get(name)
+    if _IMPLEMENTATION in _names(function):
+        return f"the attention implementation {name!r} asks for its own name; load the model with 'sdpa' or 'eager'"
+    return ""
+
+
+def _names(function: object) -> frozenset[str]:
+    """Return the globals and attributes that a function's code uses; nothing for what is no Python function."""
+    code = getattr(function, "__code__", None)
+    return frozenset(code.co_names if code is not None else ())
+
+
+def _constants(values: Iterable[object]) -> Iterator[object]:
+    for value in values:
+        if isinstance(value, (tuple, frozenset)):
+            yield from _constants(value)
+        else:
+            yield value

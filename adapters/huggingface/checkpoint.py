@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from octavo.core.errors import UnsupportedError, listed
+from octavo.core.errors import ExportError, UnsupportedError, listed
 
 # Files beside the weights that belong to the model and that no object in memory holds.
 _COPIED = ("chat_template.jinja", "preprocessor_config.json", "processor_config.json")
@@ -19,14 +19,15 @@ _COPIED = ("chat_template.jinja", "preprocessor_config.json", "processor_config.
 def names_in_checkpoint(model: Any, names: Sequence[str]) -> Mapping[str, str]:
     """Return the name under which `save_pretrained` would write each parameter.
 
-    Empty tensors go through transformers' own conversion, and are recognised on the other side.
+    Tensors without values go through transformers' own conversion, and are recognised on the other side.
 
     Raises:
         UnsupportedError: a parameter is stored as several tensors, or several as one.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    markers = {name: torch.empty(0) for name in names}
+    tensors = model.state_dict()
+    markers = {name: torch.empty(tensors[name].shape, device="meta") for name in names}
     own_names = {id(marker): name for name, marker in markers.items()}
     converted = revert_weight_conversion(model, markers)
     renamed = {own_names[id(marker)]: new for new, marker in converted.items() if id(marker) in own_names}
@@ -40,7 +41,11 @@ def names_in_checkpoint(model: Any, names: Sequence[str]) -> Mapping[str, str]:
 
 
 def write_companion_files(model: Any, directory: Path, tokenizer: Any, dtype: torch.dtype) -> None:
-    """Write config.json, generation config, tokenizer and remote-code files of a transformers model."""
+    """Write config.json, generation config, tokenizer and remote-code files of a transformers model.
+
+    Raises:
+        ExportError: transformers does not save the generation config.
+    """
     config = copy.deepcopy(model.config)
     config.dtype = dtype
     config.architectures = config.architectures or [type(model).__name__.removeprefix("FSDP")]
@@ -50,11 +55,20 @@ def write_companion_files(model: Any, directory: Path, tokenizer: Any, dtype: to
         custom_object_save(model, directory, config=config)
     config.save_pretrained(directory)
     if model.can_generate():
-        model.generation_config.save_pretrained(directory)
+        _write_generation_config(model, directory)
     source = Path(str(config._name_or_path))
-    if source.is_dir():
+    if config._name_or_path and source.is_dir():
         for name in _COPIED:
             if (source / name).is_file():
                 shutil.copyfile(source / name, directory / name)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
+
+
+def _write_generation_config(model: Any, directory: Path) -> None:
+    try:
+        model.generation_config.save_pretrained(directory)
+    except ValueError as error:
+        raise ExportError(
+            f"transformers does not save this model's generation config: {error} Correct model.generation_config"
+        ) from error

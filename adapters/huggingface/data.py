@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from octavo.core.errors import ConfigError
+from octavo.core.errors import FOREIGN_FAILURES, ConfigError
 from octavo.core.plugins.hookspecs import DataRequest
 
 
@@ -21,12 +21,15 @@ def read_batches(tokenizer: Any, request: DataRequest) -> list[dict[str, torch.T
     samples than asked for, `seed` chooses. Samples are sorted by length, so that batches need little padding,
     which is on the right and masked.
 
+    Returns:
+        Dicts of `input_ids` and `attention_mask`, int64 [batch, tokens].
+
     Raises:
-        ConfigError: the source is missing, is empty, or yields no sample of two tokens.
+        ConfigError: the source is missing, cannot be read, is empty, or yields no sample of two tokens.
     """
     path = Path(request.source)
-    if path.is_file() and path.suffix != ".jsonl":
-        samples = _windows(tokenizer, path.read_text(encoding="utf-8"), request.sequence_length)
+    if path.is_file() and path.suffix not in (".json", ".jsonl"):
+        samples = _windows(tokenizer, _read(path), request.sequence_length)
     else:
         texts = read_documents(request.source)
         samples = [tokenizer(text, verbose=False)["input_ids"][: request.sequence_length] for text in texts]
@@ -46,33 +49,41 @@ def _windows(tokenizer: Any, text: str, length: int) -> list[list[int]]:
     empty = tokenizer("")["input_ids"]
     prefix = empty[:1] if empty[:1] == [tokenizer.bos_token_id] else []
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    step = max(length - len(prefix), 1)
-    return [prefix + ids[start : start + step] for start in range(0, len(ids), step)]
+    step = length - len(prefix)
+    return [prefix + ids[start : start + step] for start in range(0, len(ids), step)] if step else []
 
 
 def read_documents(source: str) -> list[str]:
     """Return the documents of a .jsonl file or a dataset.
 
     Raises:
-        ConfigError: the source is missing, a line is not JSON with a `text` field, or there is no document.
+        ConfigError: the source is missing or cannot be read, a document has no text, or there is none at all.
     """
     path = Path(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        documents = [
-            _text_of(line, path, number) for number, line in enumerate(_lines(path), 1) if line.strip()
-        ]
-    elif path.suffix in (".txt", ".jsonl"):
+    if path.suffix in (".txt", ".json", ".jsonl") and not path.exists():
         raise ConfigError(f"{path} does not exist")
+    if path.is_file():
+        documents = _file_documents(path)
     else:
-        documents = _dataset_texts(source)
+        documents = _dataset_documents(source)
     documents = [text.strip() for text in documents if text.strip()]
     if not documents:
         raise ConfigError(f"{source} has no text")
     return documents
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+def _file_documents(path: Path) -> list[str]:
+    if path.suffix == ".json":
+        raise ConfigError(f"{path}: write one JSON object per line, with a 'text' field, to a .jsonl file")
+    lines = _read(path).split("\n")  # splitlines would also split at separators that JSON strings may hold
+    return [_text_of(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def _text_of(line: str, path: Path, number: int) -> str:
@@ -80,20 +91,30 @@ def _text_of(line: str, path: Path, number: int) -> str:
         text = json.loads(line)["text"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}, line {number}: expected a JSON object with a 'text' field") from error
-    return str(text)
+    if not isinstance(text, str):
+        raise ConfigError(f"{path}, line {number}: expected a string as 'text', found {text!r}")
+    return text
 
 
-def _dataset_texts(source: str) -> list[str]:
+def _dataset_documents(source: str) -> list[str]:
     """Read the `text` column of a dataset's train split, or of the split after `#` in `name#split`."""
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise ConfigError(f"{source} is no file; to read it as a dataset, pip install datasets") from error
     name, _, split = source.partition("#")
-    dataset: Any = load_dataset(name, split=split or "train")
+    try:
+        dataset: Any = load_dataset(name, split=split or "train")
+    except (*FOREIGN_FAILURES, DatasetsError) as error:
+        raise ConfigError(f"{source} is no file, and no dataset that can be loaded: {error}") from error
     if "text" not in dataset.column_names:
         raise ConfigError(f"dataset {name} has no 'text' column, found {dataset.column_names}")
-    return [str(text) for text in dataset["text"]]
+    texts = list(dataset["text"])
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise ConfigError(f"dataset {source}, row {number}: expected a string as 'text', found {text!r}")
+    return texts
 
 
 def _batch(samples: list[list[int]], pad: int) -> dict[str, torch.Tensor]:

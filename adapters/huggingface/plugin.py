@@ -41,12 +41,14 @@ def describe_model(model: nn.Module) -> ModelDescription | None:
 
 @hookimpl
 def tiny_inputs(model: nn.Module) -> Mapping[str, Any] | None:
-    """Return a few tokens for a text model."""
+    """Return a few tokens for a text model, and for its decoder where it has two parts."""
     if not is_transformers_model(model) or getattr(model, "main_input_name", None) != "input_ids":
         return None
     parameter = next(model.parameters())
     tokens = 4
     inputs = {"input_ids": torch.arange(tokens, device=parameter.device)[None], "use_cache": False}
+    if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     if parameter.is_meta:  # a ready-made mask: making one looks at values, which meta tensors have not
         mask = torch.zeros(1, 1, tokens, tokens, device=parameter.device, dtype=parameter.dtype)
         inputs["attention_mask"] = mask
@@ -61,6 +63,16 @@ def attention_layers(model: nn.Module) -> Mapping[str, nn.Module] | None:
     from octavo.adapters.huggingface.attention import interface_layers
 
     return interface_layers(model)
+
+
+@hookimpl
+def left_out_attention(model: nn.Module) -> Mapping[str, str] | None:
+    """Return the other attention layers, and why they are left out."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.attention import left_out_layers
+
+    return left_out_layers(model)
 
 
 @hookimpl
@@ -103,17 +115,19 @@ def write_companions(model: nn.Module, directory: Path, tokenizer: Any, dtype: t
 
 
 @hookimpl
-def load_model(path: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
+def load_model(
+    path: Path, dtype: torch.dtype | None, trust_remote_code: bool, quiet: bool
+) -> nn.Module | None:
     """Load a causal language model with its weights."""
     if not _can_load(path):
         return None
     from octavo.adapters.huggingface.loading import load_causal_lm
 
-    return load_causal_lm(path, dtype, trust_remote_code)
+    return load_causal_lm(path, dtype, trust_remote_code, quiet)
 
 
 @hookimpl
-def build_model(directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module | None:
+def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
     """Build the model of a checkpoint's config, without its weights."""
     if not _can_load(directory):
         return None
@@ -127,9 +141,9 @@ def load_tokenizer(path: Path, trust_remote_code: bool) -> Any:
     """Load a checkpoint's tokenizer."""
     if not _can_load(path):
         return None
-    from transformers import AutoTokenizer
+    from octavo.adapters.huggingface.loading import load_hf_tokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return load_hf_tokenizer(path, trust_remote_code)
 
 
 @hookimpl

@@ -46,7 +46,7 @@ def algorithms_of(algorithm: Any) -> list[Algorithm]:
         raise UnsupportedError(
             f"algorithm {name!r} is not available in this version of Octavo; available: {available}"
         )
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         known = [*ALGORITHMS, *_DECLARED]
         raise ConfigError(
             f"unknown algorithm {name!r}; known: {', '.join(known)}.{nearest(str(name), known)}"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from octavo.core.calibration.collectors import Seen, collecting
-from octavo.core.errors import CalibrationError, ModeError, UnsupportedError, listed
-from octavo.core.formats import QuantSpec
+from octavo.core.errors import CalibrationError, listed
 from octavo.core.graph.groups import probe
 from octavo.core.modules import (
-    QuantAttention,
     QuantModule,
-    combined_class,
-    quantized_class,
+    check_unswap,
     quantized_layers,
     swap,
+    swapped_layers,
     tensor_quantizers,
     unswap,
 )
@@ -37,14 +34,21 @@ def attach(model: nn.Module, layers: Sequence[LayerSetting]) -> None:
         if layer.is_quantized:
             site = layer.site
             stages = {name: layer.quantizers.get(name, ()) for name in site.quantized.quantizer_names}
-            _swap_with(site.name, site.layer, site.quantized, stages)
+            swap_with(site.name, site.layer, site.quantized, stages)
     plugins().prepare_model(model)
 
 
 def detach(model: nn.Module) -> None:
-    """Undo `attach`: every layer gets its class back; also after an `attach` that failed half-way."""
+    """Undo `attach`: every layer gets its class back; also after an `attach` that failed half-way.
+
+    Raises:
+        UnsupportedError: a layer got a forward of its own since; nothing was changed.
+    """
+    layers = list(swapped_layers(model))
+    for name, layer in layers:
+        check_unswap(name, layer)
     plugins().unprepare_model(model)
-    for name, layer in list(quantized_layers(model)):
+    for name, layer in layers:
         unswap(name, layer)
 
 
@@ -74,59 +78,11 @@ def check_reached(model: nn.Module) -> None:
         )
 
 
-def describe_quantizers(model: nn.Module) -> dict[str, Any]:
-    """Return every quantized layer and its quantizers as JSON-ready data that `attach_described` reads."""
-    return {
-        name: {
-            "attention": isinstance(layer, QuantAttention),
-            "quantizers": {
-                quantizer_name: [
-                    _describe_stage(stage) for stage in quantizer.stages() if stage.spec is not None
-                ]
-                for quantizer_name, quantizer in layer.quantizers().items()
-            },
-        }
-        for name, layer in quantized_layers(model)
-    }
-
-
-def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
-    """Attach the quantizers that `describe_quantizers` described to a plain model, uncalibrated.
-
-    Raises:
-        ModeError: a layer is missing or its class has no quantized class.
-    """
-    modules = dict(model.named_modules())
-    for name, described in layers.items():
-        if name not in modules:
-            raise ModeError(
-                f"the record has a quantized layer {name!r}; this {type(model).__name__} has none"
-            )
-        layer = modules[name]
-        quantized = combined_class(QuantAttention, type(layer)) if described["attention"] else None
-        quantized = quantized or quantized_class(type(layer))
-        if quantized is None:
-            raise UnsupportedError(
-                f"{name}: {type(layer).__name__} has no quantized class; register one first"
-            )
-        stages = {
-            quantizer_name: tuple(
-                StageSetting(QuantSpec.from_json(stage["spec"]), None, stage["range_mask"])
-                for stage in described_stages
-            )
-            for quantizer_name, described_stages in described["quantizers"].items()
-        }
-        _swap_with(name, layer, quantized, stages)
-        for quantizer_name, described_stages in described["quantizers"].items():
-            quantizer: Quantizer = getattr(layer, quantizer_name)
-            for stage, described_stage in zip(quantizer.stages(), described_stages, strict=False):
-                stage.enabled = described_stage["enabled"]
-    plugins().prepare_model(model)
-
-
-def _swap_with(
+@torch.inference_mode(False)  # state made in inference mode could neither be changed nor trained with later
+def swap_with(
     name: str, layer: nn.Module, quantized: type[QuantModule], stages: Mapping[str, Sequence[StageSetting]]
 ) -> None:
+    """Swap the class of one layer, with new quantizers of these stages (none: a quantizer that is off)."""
     device = next((parameter.device for parameter in layer.parameters()), None)
     quantizers = {
         quantizer: _make_quantizer(settings, quantized.quantizer_shape(layer, quantizer) or (), device)
@@ -149,8 +105,3 @@ def _make_quantizer(
     if not stages:
         return TensorQuantizer()
     return stages[0] if len(stages) == 1 else SequentialQuantizer(stages)
-
-
-def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
-    assert stage.spec is not None  # noqa: S101 (the caller leaves the others out)
-    return {"spec": stage.spec.to_json(), "range_mask": stage.range_mask, "enabled": stage.enabled}

@@ -99,9 +99,9 @@ def collecting(model: nn.Module, collectors: Mapping[TensorQuantizer, Collector]
     """Attach collectors to quantizers for the time of a context, in which no quantizer of `model` rounds."""
     ignore = Ignore()
     quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
-    for quantizer in quantizers:
-        quantizer.collector = collectors.get(quantizer, ignore)
     try:
+        for quantizer in quantizers:
+            quantizer.collector = collectors.get(quantizer, ignore)
         yield
     finally:
         for quantizer in quantizers:

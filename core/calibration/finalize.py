@@ -7,7 +7,7 @@ finalized model computes with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ _FINALIZATION = "_octavo_finalization"
 
 
 @dataclass(frozen=True)
-class _Undo:
+class _Before:
     """One quantizer as it was."""
 
     quantizer: TensorQuantizer
@@ -34,7 +34,7 @@ class _Undo:
     state: dict[str, Tensor]
 
     @classmethod
-    def of(cls, quantizer: TensorQuantizer) -> _Undo:
+    def of(cls, quantizer: TensorQuantizer) -> _Before:
         assert quantizer.spec is not None  # noqa: S101 (the caller leaves the others out)
         state = {name: tensor.clone() for name, tensor in quantizer.named_state().items()}
         return cls(quantizer, quantizer.spec, state if _has_state(quantizer) else {})
@@ -45,7 +45,14 @@ class _Finalization:
     """What was done to a model, and for which dialect."""
 
     dialect: str
-    undo: list[_Undo]
+    quantizers: list[_Before]
+
+    def undo(self) -> None:
+        """Put every quantizer back."""
+        for before in self.quantizers:
+            before.quantizer.respecify(before.spec)
+            if before.state:
+                before.quantizer.set_state(**before.state)
 
 
 @torch.no_grad()
@@ -67,21 +74,17 @@ def finalize(model: nn.Module, dialect: Dialect | str) -> None:
         raise ModeError("the model is not quantized; call octavo.quantize first")
     if (other := finalized_for(model)) is not None:
         raise ModeError(f"the model is finalized for {other} already; call octavo.unfinalize(model) first")
-    layers = dict(quantized_layers(model))
     quantizers = [quantizer for _, quantizer in tensor_quantizers(model) if quantizer.spec is not None]
-    model.__dict__[_FINALIZATION] = _Finalization(dialect.name, [_Undo.of(q) for q in quantizers])
-    for layer in layers.values():
-        weight, inputs = _stage(layer, "weight_quantizer"), _stage(layer, "input_quantizer")
-        if weight is not None and weight.spec is not None:
-            weight.respecify(dialect.weight_spec(weight.spec, inputs.spec if inputs is not None else None))
-    for group in record.state["same_input"]:
-        _share(dialect, [layers[name] for name in group if name in layers])
-    for layer in layers.values():
-        for name in layer.quantizers().keys() - layer.quantized_weights().keys():
-            quantizer = _stage(layer, name)
-            if quantizer is not None and quantizer.spec is not None and _has_state(quantizer):
-                state = dialect.activation_state(name, quantizer.spec, quantizer.named_state())
-                quantizer.set_state(**state)
+    finalization = _Finalization(dialect.name, [_Before.of(quantizer) for quantizer in quantizers])
+    try:
+        model.__dict__[_FINALIZATION] = finalization
+        _respecify_weights(model, dialect)
+        _share_scales(model, dialect, record.state["same_input"])
+        _recover_activations(model, dialect)
+    except BaseException:
+        finalization.undo()
+        forget_finalization(model)
+        raise
 
 
 def unfinalize(model: nn.Module) -> None:
@@ -92,10 +95,8 @@ def unfinalize(model: nn.Module) -> None:
     """
     if finalized_for(model) is None:
         raise ModeError("the model is not finalized")
-    for undo in model.__dict__.pop(_FINALIZATION).undo:
-        undo.quantizer.respecify(undo.spec)
-        if undo.state:
-            undo.quantizer.set_state(**undo.state)
+    model.__dict__[_FINALIZATION].undo()
+    forget_finalization(model)
 
 
 def finalized_for(model: nn.Module) -> str | None:
@@ -104,8 +105,20 @@ def finalized_for(model: nn.Module) -> str | None:
     return None if record is None else record.dialect
 
 
+def check_not_finalized(model: nn.Module, doing: str) -> None:
+    """Refuse what cannot be done while formats and scales are a dialect's.
+
+    Raises:
+        ModeError: the model is finalized; `doing` is named.
+    """
+    if (dialect := finalized_for(model)) is not None:
+        raise ModeError(
+            f"the model is finalized for {dialect}; call octavo.unfinalize(model) before {doing} it"
+        )
+
+
 def forget_finalization(model: nn.Module) -> None:
-    """Drop the record of a finalization whose quantizers are about to go."""
+    """Drop the record of a finalization that is undone, or whose quantizers are gone."""
     model.__dict__.pop(_FINALIZATION, None)
 
 
@@ -117,6 +130,28 @@ def finalized(model: nn.Module, dialect: Dialect | str) -> Iterator[None]:
         yield
     finally:
         unfinalize(model)
+
+
+def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:
+    for _, layer in quantized_layers(model):
+        weight, inputs = _stage(layer, "weight_quantizer"), _stage(layer, "input_quantizer")
+        if weight is not None and weight.spec is not None:
+            weight.respecify(dialect.weight_spec(weight.spec, inputs.spec if inputs is not None else None))
+
+
+def _share_scales(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:
+    layers = dict(quantized_layers(model))
+    for group in groups:
+        _share(dialect, [layers[name] for name in group if name in layers])
+
+
+def _recover_activations(model: nn.Module, dialect: Dialect) -> None:
+    for _, layer in quantized_layers(model):
+        for name in layer.quantizers().keys() - layer.quantized_weights().keys():
+            quantizer = _stage(layer, name)
+            if quantizer is not None and quantizer.spec is not None and _has_state(quantizer):
+                state = dialect.activation_state(name, quantizer.spec, quantizer.named_state())
+                quantizer.set_state(**state)
 
 
 def _share(dialect: Dialect, layers: Sequence[QuantModule]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,31 +24,29 @@ def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop, quiet: bool) -
         model: The model; its training flags are put back afterwards.
         forward_loop: A callable that takes the model and runs it, or an iterable of batches. A dict is passed
             as keyword arguments, a tuple or list as positional ones, a tensor as the only one; tensors are
-            moved to the device of the model's first parameter.
+            moved to the device of the model's first parameter that is not offloaded.
         quiet: Show no progress bar.
 
     Raises:
         CalibrationError: the model was not run once.
-        ConfigError: a batch is of another type.
+        ConfigError: a batch is of another type, or a single tensor stands in place of an iterable of batches.
     """
+    if isinstance(forward_loop, Tensor):
+        raise ConfigError(
+            f"the forward loop is a Tensor of shape {tuple(forward_loop.shape)}; give a list of batches, [tensor] for "
+            "a single one"
+        )
     calls = 0
 
     def count(*_: Any) -> None:
         nonlocal calls
         calls += 1
 
-    training = [module for module in model.modules() if module.training]
-    handle = model.register_forward_pre_hook(count)
-    model.eval()
-    try:
+    with _evaluating(model), model.register_forward_pre_hook(count):
         if callable(forward_loop):
             forward_loop(model)
         else:
             _run_batches(model, forward_loop, quiet)
-    finally:
-        handle.remove()
-        for module in training:
-            module.training = True
     if calls == 0:
         raise CalibrationError(
             "the forward loop ran the model 0 times; it must call the model, or be an iterable with at least one "
@@ -55,8 +54,21 @@ def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop, quiet: bool) -
         )
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode for the time of a context, and every training flag back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
 def _run_batches(model: nn.Module, batches: Iterable[Batch], quiet: bool) -> None:
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    devices = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    device = next(devices, torch.device("cpu"))
     for batch in track(batches, "calibrating", quiet):
         if isinstance(batch, Tensor):
             model(batch.to(device))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, collecting
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
@@ -15,35 +15,35 @@ from octavo.core.quantizers import TensorQuantizer
 
 
 def calibrate_max(model: nn.Module, forward_loop: ForwardLoop | None, quiet: bool) -> None:
-    """Calibrate every quantizer that is not calibrated yet.
+    """Calibrate every quantizer that is not calibrated yet, by one run of `forward_loop`.
 
-    Weights need no data. Activations are seen by one run of `forward_loop`, in which nothing is rounded; it is
-    not run when no activation needs it.
+    Nothing is rounded in that run, and there is none when no quantizer needs it: `calibrate_weights` goes first.
 
     Raises:
         CalibrationError: data is needed and there is none, a quantizer was never reached, or statistics are not
             finite. The layers are named.
     """
-    calibrate_weights(model)
     waiting = uncalibrated(model)
     if not waiting:
         return
     if forward_loop is None:
         raise CalibrationError(
-            f"{len(waiting)} quantizers need calibration data and no forward_loop was given: "
+            f"{len(waiting)} quantizers need calibration data and no forward_loop (--calib-data) was given: "
             f"{listed([name for name, _ in waiting])}"
         )
     memo = AmaxMemo()
     collectors = {q: AmaxCollector(q.spec, memo) for _, q in waiting if q.spec is not None}
     with collecting(model, collectors):
         run_forward_loop(model, forward_loop, quiet)
-    unseen = [name for name, quantizer in waiting if collectors[quantizer].amax is None]
+    seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
+    unseen = [name for name, _ in waiting if name not in seen]
     if unseen:
         raise CalibrationError(
             f"calibration data never reached {len(unseen)} quantizers: {listed(unseen)}; give data that runs "
             "these layers, or exclude them"
         )
-    _set_states(waiting, collectors)
+    _check_finite(seen)
+    _set_states(collectors)
 
 
 @torch.no_grad()
@@ -51,17 +51,26 @@ def calibrate_weights(model: nn.Module) -> None:
     """Calibrate every weight quantizer that is not calibrated yet, from its weight.
 
     Raises:
-        CalibrationError: a weight has NaN or infinite values; it is named.
+        CalibrationError: a weight has NaN or infinite values, also one whose format needs no calibration; it is
+            named.
     """
-    waiting, collectors = [], {}
+    collectors: dict[TensorQuantizer, AmaxCollector] = {}
+    seen: dict[str, Tensor] = {}
     for layer_name, layer in quantized_layers(model):
         for quantizer_name, weight in layer.quantized_weights().items():
-            for quantizer in getattr(layer, quantizer_name).stages():
-                if quantizer.needs_calibration and quantizer.spec is not None:
-                    collectors[quantizer] = AmaxCollector(quantizer.spec)
-                    collectors[quantizer].collect(quantizer, weight)
-                    waiting.append((f"{layer_name}.{quantizer_name}", quantizer))
-    _set_states(waiting, collectors)
+            if weight.is_meta:  # offloaded: the data run sees it, when its values are there
+                continue
+            for quantizer in layer.quantizers()[quantizer_name].stages():
+                if quantizer.spec is None:
+                    continue
+                collector = AmaxCollector(quantizer.spec)
+                collector.collect(quantizer, weight)
+                if collector.amax is not None:
+                    seen[f"{layer_name}.{quantizer_name}"] = collector.amax
+                if quantizer.needs_calibration:
+                    collectors[quantizer] = collector
+    _check_finite(seen)
+    _set_states(collectors)
 
 
 def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
@@ -69,21 +78,17 @@ def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
     return [(name, q) for name, q in tensor_quantizers(model) if q.enabled and q.needs_calibration]
 
 
-def _set_states(
-    quantizers: list[tuple[str, TensorQuantizer]], collectors: dict[TensorQuantizer, AmaxCollector]
-) -> None:
-    bad = [name for name, q in quantizers for amax in _amax(collectors[q]) if not amax.isfinite().all()]
+def _check_finite(seen: Mapping[str, Tensor]) -> None:
+    bad = [name for name, amax in seen.items() if not amax.isfinite().all()]
     if bad:
         raise CalibrationError(
             f"{len(bad)} quantizers saw NaN or infinite values: {listed(bad)}; look at these layers' weights and at "
             "the calibration data that reaches them"
         )
-    for _, quantizer in quantizers:
-        state = collectors[quantizer].state()
+
+
+def _set_states(collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:
+    for quantizer, collector in collectors.items():
+        state = collector.state()
         if state is not None:
             quantizer.set_state(**state)
-
-
-def _amax(collector: AmaxCollector) -> Iterator[torch.Tensor]:
-    if collector.amax is not None:
-        yield collector.amax

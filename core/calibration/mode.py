@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from octavo.core.calibration.attach import attach_described, describe_quantizers, detach
-from octavo.core.calibration.finalize import finalized_for, forget_finalization
-from octavo.core.errors import ModeError
+from octavo.core.calibration.attach import detach
+from octavo.core.calibration.finalize import check_not_finalized, forget_finalization
+from octavo.core.calibration.layer_records import attach_described, describe_quantizers
+from octavo.core.modes.record import part
 
 
 class QuantizeMode:
@@ -24,17 +25,24 @@ class QuantizeMode:
         Raises:
             ModeError: the model is finalized for a dialect, so that its formats are not its own.
         """
-        if (dialect := finalized_for(model)) is not None:
-            raise ModeError(
-                f"the model is finalized for {dialect}; call octavo.unfinalize(model) before saving it"
-            )
+        check_not_finalized(model, "saving")
         return {**state, "layers": describe_quantizers(model)}
 
     def restore(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """Attach the quantizers that the state describes."""
-        attach_described(model, state["layers"])
+        """Attach the quantizers that the state describes.
+
+        Raises:
+            OctavoError: the state is damaged or does not fit the model, as in `attach_described`.
+        """
+        where = "the record of mode 'quantize'"
+        part(state, "same_input", list, where)  # finalizing reads it
+        attach_described(model, part(state, "layers", dict, where))
 
     def undo(self, model: nn.Module) -> None:
-        """Take all quantizers off."""
-        forget_finalization(model)
+        """Take all quantizers off.
+
+        Raises:
+            UnsupportedError: a layer got a forward of its own since; nothing was changed.
+        """
         detach(model)
+        forget_finalization(model)

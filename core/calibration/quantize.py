@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from octavo.core.calibration.algorithms import algorithms_of
-from octavo.core.calibration.attach import attach, check_reached, describe_quantizers
+from octavo.core.calibration.attach import attach, check_reached
+from octavo.core.calibration.finalize import check_not_finalized
 from octavo.core.calibration.forward_loop import ForwardLoop
-from octavo.core.calibration.max import calibrate_weights
+from octavo.core.calibration.layer_records import describe_quantizers
+from octavo.core.calibration.max import calibrate_weights, uncalibrated
 from octavo.core.console import say
 from octavo.core.errors import ModeError
 from octavo.core.modes.record import history, set_history
@@ -49,9 +51,9 @@ def quantize(
         ModeError: the model is quantized already.
     """
     made = plan(model, config)
+    algorithms = algorithms_of(made.config["algorithm"])
     made.check()
     check_device(model)
-    algorithms = algorithms_of(made.config["algorithm"])
     with applying(model, "quantize", _json_ready(made.config)) as state:
         attach(model, made.layers)
         check_reached(model)
@@ -68,19 +70,26 @@ def calibrate(
 ) -> nn.Module:
     """Calibrate the quantizers of a quantized model that have no state yet, in place.
 
+    Others keep theirs: to calibrate a model with other data, unquantize it and quantize it again.
+
     Args:
         model: A quantized model.
         algorithm: As in a config: a name, a dict with `method`, or a list of these.
         forward_loop: As in `quantize`.
-        quiet: Show no progress bar.
+        quiet: Print nothing and show no progress bar.
 
     Raises:
-        ModeError: the model is not quantized.
+        ModeError: the model is not quantized, or is finalized for a dialect.
         ConfigError, UnsupportedError, CalibrationError: as in `quantize`.
     """
     if not any(record.mode == "quantize" for record in history(model)):
         raise ModeError("the model is not quantized; call octavo.quantize first")
-    for function in algorithms_of(algorithm):
+    check_not_finalized(model, "calibrating")
+    algorithms = algorithms_of(algorithm)
+    calibrate_weights(model)
+    if forward_loop is not None and not uncalibrated(model):
+        say("every quantizer is calibrated already, so the data was not run", quiet)
+    for function in algorithms:
         function(model, forward_loop, quiet)
     return model
 

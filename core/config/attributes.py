@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from octavo.core.errors import ConfigError, UnsupportedError, nearest
 from octavo.core.formats import (
@@ -42,10 +42,10 @@ class QuantizerAttributes(BaseModel):
         num_bits: Integer width, (exponent, mantissa) bits, or a name such as "e4m3".
         axis: Axis that keeps its own scales; None for one scale per tensor.
         block_sizes: {negative axis: length}, with the options `type`, `scale_bits`; excludes `axis`.
-        type: `dynamic` computes scales from the values at hand.
+        type: `dynamic` computes scales from the values at hand; `block_sizes` may say it, too.
         unsigned: Integer codes start at 0.
         narrow_range: Integer codes leave out the lowest one, so that the range is symmetric.
-        constant_amax: Pins `amax` (or `global_amax`) to this value; nothing is calibrated.
+        constant_amax: Pins `amax` (or `global_amax`) to this positive value; nothing is calibrated.
         use_constant_amax: Short for `constant_amax` 448.
         pass_through_bwd: Gradients also pass where values saturate. Off unless asked for.
         effective_bits: Bits per value with scales; only informs searches.
@@ -60,7 +60,7 @@ class QuantizerAttributes(BaseModel):
     type: Literal["static", "dynamic"] = "static"
     unsigned: bool = False
     narrow_range: bool = False
-    constant_amax: float | None = None
+    constant_amax: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     use_constant_amax: bool = False
     pass_through_bwd: bool = False
     effective_bits: float | None = None
@@ -80,6 +80,12 @@ class QuantizerAttributes(BaseModel):
         if value is None:
             return None
         return {int(k) if isinstance(k, str) and k.lstrip("-").isdigit() else k: v for k, v in value.items()}
+
+    @field_validator("rotate")
+    @classmethod
+    def _switched_off(cls, value: bool | dict[str, Any]) -> bool | dict[str, Any]:
+        """Read a rotation whose `enable` is False as none."""
+        return False if isinstance(value, dict) and value.get("enable") is False else value
 
     def pinned_amax(self) -> float | None:
         """Return the constant amax, or None when it is calibrated."""
@@ -101,7 +107,15 @@ class QuantizerAttributes(BaseModel):
                 raise UnsupportedError(
                     f"{name}={getattr(self, name)!r} is not available in this version of Octavo"
                 )
-        element = self._element_name()
+        spec = self._spec(self._element_name())
+        if not spec.state and self.pinned_amax() is not None:
+            raise ConfigError(
+                f"constant_amax={self.pinned_amax()} pins what calibration would find, and {spec} is never "
+                "calibrated; leave it out, or use type='static'"
+            )
+        return spec
+
+    def _spec(self, element: str) -> QuantSpec:
         if self.block_sizes is None:
             return QuantSpec(element, self._axis_granularity(), dynamic=self.type == "dynamic")
         if self.axis is not None:
@@ -109,6 +123,12 @@ class QuantizerAttributes(BaseModel):
         return self._block_spec(element, self.block_sizes)
 
     def _element_name(self) -> str:
+        if not isinstance(self.num_bits, int):
+            for option in ("unsigned", "narrow_range"):
+                if getattr(self, option):
+                    raise ConfigError(
+                        f"{option}=True is for an integer width such as num_bits=8, found num_bits={self.num_bits!r}"
+                    )
         if isinstance(self.num_bits, str):
             return element_type(self.num_bits).name
         if isinstance(self.num_bits, tuple):
@@ -139,7 +159,7 @@ class QuantizerAttributes(BaseModel):
                     f"block_sizes[{key!r}]={options[key]!r} is not available in this version"
                 )
         lengths = {key: value for key, value in block_sizes.items() if isinstance(key, int)}
-        dynamic = "dynamic" in (self.type, options.get("type", self.type))
+        dynamic = self._is_dynamic(options.get("type", self.type))
         granularity: Granularity = PerToken()
         if lengths != {-1: None}:
             if not lengths or not all(isinstance(length, int) for length in lengths.values()):
@@ -150,6 +170,13 @@ class QuantizerAttributes(BaseModel):
         scale = self._scale_type(options.get("scale_bits"))
         global_max = element_type(element).max * E4M3_MAX if scale == "e4m3" else None
         return QuantSpec(element, granularity, scale, global_max, dynamic)
+
+    def _is_dynamic(self, block_type: Any) -> bool:
+        if block_type not in ("static", "dynamic"):
+            raise ConfigError(f"block_sizes['type']={block_type!r}; expected 'static' or 'dynamic'")
+        if self.type == "dynamic" and block_type == "static":
+            raise ConfigError("type='dynamic' excludes block_sizes['type']='static'; give one of them")
+        return bool(block_type == "dynamic")
 
     @staticmethod
     def _scale_type(scale_bits: Any) -> ScaleType:

@@ -54,36 +54,52 @@ def load_recipe(path: str | Path) -> Config:
     """Read a YAML recipe: a config whose `include` lists presets and further recipe files.
 
     Included configs come first, in order; paths are relative to the recipe. The recipe's own `algorithm`, if
-    it has one, wins.
+    it has one, wins; where nothing names one, it is `max`.
 
     Raises:
         ConfigError: the file is missing, is not YAML, has unknown keys, or includes itself.
     """
-    return _load_recipe(Path(path), ())
+    return load_config(_load_recipe(Path(path), ()))
 
 
 def _load_recipe(path: Path, including: tuple[Path, ...]) -> Config:
-    import yaml
-
     path = path.resolve()
     if path in including:
         raise ConfigError(f"recipe {path} includes itself, through {' -> '.join(map(str, including))}")
     if not path.is_file():
         raise ConfigError(f"recipe {path} does not exist")
+    recipe = _read_yaml(path)
+    include = recipe.get("include", [])
+    if not isinstance(include, list):
+        raise ConfigError(
+            f"recipe {path}: include must be a list of preset names and .yaml files, found {include!r}"
+        )
+    parts = [_included(name, path, including) for name in include]
+    if "quant_cfg" in recipe:
+        parts.append({"quant_cfg": recipe["quant_cfg"]})
+    if not parts:
+        raise ConfigError(f"recipe {path} has neither 'include' nor 'quant_cfg'")
+    merged = merge_configs(*({"algorithm": None, **part} for part in parts))
+    if "algorithm" in recipe:
+        return {**merged, "algorithm": recipe["algorithm"]}
+    if not any("algorithm" in part for part in parts):
+        del merged["algorithm"]  # unsaid, which is not the same as None
+    return merged
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read as UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ConfigError(f"recipe {path} must be a mapping, found {type(recipe).__name__}")
     _check_keys(recipe, _RECIPE_KEYS, f"recipe {path}")
-    parts = [_included(name, path, including) for name in recipe.get("include", [])]
-    if "quant_cfg" in recipe:
-        parts.append({"quant_cfg": recipe["quant_cfg"], "algorithm": recipe.get("algorithm")})
-    if not parts:
-        raise ConfigError(f"recipe {path} has neither 'include' nor 'quant_cfg'")
-    merged = merge_configs(parts[0], *parts[1:])
-    return {**merged, "algorithm": recipe["algorithm"]} if "algorithm" in recipe else merged
+    return recipe
 
 
 def _included(name: Any, path: Path, including: tuple[Path, ...]) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ def preset(name: str) -> Config:
     known = _table()["model"] | _table()["kv"]
     if name not in known:
         raise ConfigError(f"unknown preset {name!r}; `octavo presets` lists all.{nearest(name, known)}")
-    return copy.deepcopy(_expand(name, known[name]))
+    fresh: Config = _fresh(_expand(name, known[name]))
+    return fresh
 
 
 def preset_names() -> list[str]:
@@ -36,13 +36,12 @@ def kv_preset_names() -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def expected_misses() -> frozenset[str]:
-    """Return the globs of presets that may well match nothing in a given model."""
-    table = _table()
-    patterns = {entry["quantizer_name"] for entry in table["disabled"]}
-    patterns |= {glob for short in table["model"].values() for glob in short.get("off", [])}
-    patterns |= {f"{glob}{suffix}" for glob in table["optional"] for suffix in _SUFFIXES}
-    return frozenset({*patterns, "*", "*input_quantizer"})
+def expected_misses() -> frozenset[tuple[str, str | None, bool]]:
+    """Return the entries of presets that may well match nothing in a given model: (glob, class, turns off)."""
+    entries = [entry for name in preset_names() for entry in preset(name)["quant_cfg"]]
+    off = {(e["quantizer_name"], e.get("parent_class"), True) for e in entries if e.get("enable") is False}
+    on = {(glob + suffix, None, False) for glob in _table()["optional"] for suffix in _SUFFIXES}
+    return frozenset(off | on)
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +49,7 @@ def _table() -> dict[str, Any]:
     import yaml
 
     text = Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = _with_tuples(yaml.safe_load(text))
+    table: dict[str, Any] = yaml.safe_load(text)
     return table
 
 
@@ -61,8 +60,8 @@ def _expand(name: str, short: Config) -> Config:
             rules += [_rule(glob + suffix, short[key]) for glob in short.get("only", ["*"])]
     rules += short.get("rules", [])
     if name in _table()["model"]:
-        off = [_rule(glob, None) for glob in short.get("off", [])]
-        rules = [_rule("*", None), *rules, *_table()["disabled"], *off]
+        disabled = [_rule(glob, None) for glob in short.get("disable", [])]
+        rules = [_rule("*", None), *rules, *_table()["disabled"], *disabled]
     return {"quant_cfg": rules, "algorithm": short["algorithm"]}
 
 
@@ -70,13 +69,11 @@ def _rule(glob: str, cfg: Any) -> Config:
     return {"quantizer_name": glob, "enable": False} if cfg is None else {"quantizer_name": glob, "cfg": cfg}
 
 
-def _with_tuples(value: Any) -> Any:
-    """Turn the lists under `num_bits` and `scale_bits` into tuples, as users write them."""
+def _fresh(value: Any) -> Any:
+    """Copy a value so that no two of its parts are one object; `num_bits` and `scale_bits` become tuples."""
     if isinstance(value, dict):
         return {
-            key: tuple(item)
-            if key in ("num_bits", "scale_bits") and isinstance(item, list)
-            else _with_tuples(item)
+            key: tuple(item) if key in ("num_bits", "scale_bits") and isinstance(item, list) else _fresh(item)
             for key, item in value.items()
         }
-    return [_with_tuples(item) for item in value] if isinstance(value, list) else value
+    return [_fresh(item) for item in value] if isinstance(value, list) else value

@@ -41,7 +41,10 @@ def perplexity(model: nn.Module, batches: Iterable[TokenBatch]) -> float:
         model: Takes a batch as keyword arguments and returns logits [batch, tokens, vocabulary], or an output
             with `logits`.
         batches: Dicts with `input_ids` [batch, tokens] and optionally `attention_mask`, whose zeros are
-            left out.
+            left out: they are not predicted, and nothing is predicted from them.
+
+    Returns:
+        The perplexity; infinity where it exceeds every float.
 
     Raises:
         ConfigError: there is no token to predict.
@@ -51,7 +54,7 @@ def perplexity(model: nn.Module, batches: Iterable[TokenBatch]) -> float:
         log_probs, keep = _log_probabilities(model, batch)
         total += _negative_log_likelihood(log_probs, keep, batch)
         count += int(keep.sum())
-    return math.exp(total / _counted(count))
+    return _exp(total / _counted(count))
 
 
 def compare(model: nn.Module, reference: nn.Module, batches: Iterable[TokenBatch]) -> Comparison:
@@ -71,7 +74,7 @@ def compare(model: nn.Module, reference: nn.Module, batches: Iterable[TokenBatch
         same += int((log_probs.argmax(-1) == reference_log_probs.argmax(-1))[keep].sum())
         count += int(keep.sum())
     _counted(count)
-    return Comparison(count, math.exp(own / count), math.exp(other / count), kl / count, same / count)
+    return Comparison(count, _exp(own / count), _exp(other / count), kl / count, same / count)
 
 
 def batches_on(batches: Iterable[TokenBatch], device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -86,12 +89,20 @@ def _log_probabilities(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Ten
     output: Any = model(**batch)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    return torch.log_softmax(logits[:, :-1].float(), dim=-1), mask[:, 1:].bool()
+    keep = mask[:, :-1].bool() & mask[:, 1:].bool()  # padding on the left predicts nothing
+    return torch.log_softmax(logits[:, :-1].float(), dim=-1), keep
 
 
 def _negative_log_likelihood(log_probs: Tensor, keep: Tensor, batch: TokenBatch) -> float:
     targets = batch["input_ids"][:, 1:, None]
     return -float(log_probs.gather(-1, targets)[..., 0][keep].double().sum())
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _counted(count: int) -> int:

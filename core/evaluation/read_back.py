@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.core.calibration.attach import attach_described, describe_quantizers, detach
+from octavo.core.calibration.layer_records import attach_described, describe_quantizers
 from octavo.core.errors import CheckpointError, listed
 from octavo.core.model.exporter import Exporter, InputState, QuantizedCheckpoint
+from octavo.core.model.module_names import module_names
 from octavo.core.modes.record import ModeRecord, set_history
 from octavo.core.modules import QuantAttention, quantized_class
 from octavo.core.packed import PackedTensor
@@ -22,31 +23,33 @@ def load_quantized(directory: str | Path, trust_remote_code: bool = False) -> nn
     """Build the model of a quantized checkpoint, with dequantized weights and quantized activations.
 
     Weights get the values that their codes stand for; inputs, keys and values are quantized in simulation with
-    the checkpoint's scales. The model so computes what an engine would that serves the checkpoint.
+    the checkpoint's scales. The model so computes what an engine would that serves the checkpoint, in eval mode.
 
     Args:
         directory: A checkpoint that an installed exporter reads.
         trust_remote_code: Run modelling code that the checkpoint brings.
 
     Raises:
-        CheckpointError: no exporter knows the checkpoint, or it is damaged or incomplete.
+        CheckpointError: no exporter knows the checkpoint, it is damaged or incomplete, or it does not fit the
+            model of its config.
+        UnsupportedError: the model's parameters are stored in a form that cannot be read yet.
     """
     directory = Path(directory)
     checkpoint = exporter_of(directory).open(directory)
-    model = plugins().build_model(directory, checkpoint.dtype, trust_remote_code)
-    _load_weights(model, checkpoint)
     activations = checkpoint.activations()
-    try:
-        attach_described(model, _described(model, activations))
-    except BaseException:
-        detach(model)
-        raise
+    model = plugins().build_model(directory, checkpoint.dtype, trust_remote_code)
+    own_names = {
+        new: name for name, new in plugins().checkpoint_names(model, list(model.state_dict())).items()
+    }
+    _load_weights(model, checkpoint, own_names)
+    activations = _activations_of(model, checkpoint, activations, own_names)
+    attach_described(model, _described(model, activations))
     for name, activation in activations.items():
         if activation.state:
             model.get_submodule(name).set_state(**activation.state)  # type: ignore[operator]
     state = {"layers": describe_quantizers(model), "same_input": []}
     set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(directory)}, state),))
-    return model
+    return model.eval()
 
 
 def exporter_of(directory: Path) -> Exporter:
@@ -65,14 +68,12 @@ def exporter_of(directory: Path) -> Exporter:
 
 
 @torch.no_grad()
-def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint) -> None:
-    own_names = {name: name for name in model.state_dict()}
-    own_names = {new: name for name, new in plugins().checkpoint_names(model, list(own_names)).items()}
+def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, own_names: Mapping[str, str]) -> None:
     targets = model.state_dict(keep_vars=True)
     loaded: set[int] = set()
     unexpected = []
     for name, value in checkpoint.tensors():
-        target = targets.get(own_names.get(name, name))
+        target = targets.get(own_names.get(name, ""))
         if target is None:
             unexpected.append(name)
             continue
@@ -93,6 +94,34 @@ def _copy(name: str, target: Tensor, tensor: Tensor, directory: Path) -> None:
             f"{directory}: {name!r} has shape {tuple(tensor.shape)}, the model's has {tuple(target.shape)}"
         )
     target.copy_(tensor)
+
+
+def _activations_of(
+    model: nn.Module,
+    checkpoint: QuantizedCheckpoint,
+    stored: Mapping[str, InputState],
+    own_names: Mapping[str, str],
+) -> dict[str, InputState]:
+    """Return the activations of a checkpoint by the model's own names, and all of its attention layers' caches."""
+    own_modules = module_names(own_names)
+    attention = plugins().attention_layers(model)
+    layers = {name for name, _ in model.named_modules()}
+    activations, unknown = {}, []
+    for name, activation in stored.items():
+        module, _, quantizer = name.rpartition(".")
+        own = own_modules.get(module, module)
+        if own not in (attention if quantizer in QuantAttention.quantizer_names else layers):
+            unknown.append(name)
+        activations[f"{own}.{quantizer}"] = activation
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint.directory} quantizes {listed(unknown)}; this {type(model).__name__} has no such layers, or "
+            "none whose keys and values can be quantized"
+        )
+    for quantizer, activation in checkpoint.cache_without_scales().items():
+        for name in attention:
+            activations.setdefault(f"{name}.{quantizer}", activation)
+    return activations
 
 
 def _described(model: nn.Module, activations: Mapping[str, InputState]) -> dict[str, Any]:

@@ -29,21 +29,22 @@ def shared_input_groups(
         PlanError: map and probe disagree; both are shown.
     """
     kept = set(layers)
-    declared = None if description is None else _restricted(description.same_input, kept)
     seen = None if probed is None else _restricted(probed, kept)
-    if declared is not None and seen is not None and set(declared) != set(seen):
+    if description is None:
+        return seen or ()
+    declared = _restricted(description.same_input, kept)
+    if seen is not None and set(declared) != set(seen):
         raise PlanError(
-            f"the family map {description.family!r} and the model's own dataflow disagree on which layers read "  # type: ignore[union-attr]
+            f"the family map {description.family!r} and the model's own dataflow disagree on which layers read "
             f"the same tensor. Only in the map: {sorted(set(declared) - set(seen))}. "
             f"Only in the dataflow: {sorted(set(seen) - set(declared))}. Correct the map, or report the model"
         )
-    groups = declared if declared is not None else seen
-    return tuple(sorted(groups)) if groups else ()
+    return declared
 
 
-def _restricted(groups: Iterable[tuple[str, ...]], kept: set[str]) -> list[tuple[str, ...]]:
+def _restricted(groups: Iterable[tuple[str, ...]], kept: set[str]) -> Groups:
     restricted = (tuple(sorted(name for name in group if name in kept)) for group in groups)
-    return [group for group in restricted if len(group) > 1]
+    return tuple(sorted(group for group in restricted if len(group) > 1))
 
 
 @torch.no_grad()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from octavo.core.errors import ExportError
 
@@ -16,26 +16,29 @@ from octavo.core.errors import ExportError
 def atomic_folder(directory: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary folder beside `directory` that becomes it when the context ends without an exception.
 
-    Every file is fsynced before the rename. On any exception, interrupts and a full disk included, the
-    temporary folder is removed and whatever was at `directory` stays whole.
+    Every file and folder is fsynced before the rename. On any exception, interrupts and a full disk included,
+    the temporary folder is removed and whatever was at `directory` stays whole.
 
     Args:
-        directory: The final place; parents are created.
+        directory: The final place; parents are created. A link to a folder stays one: its target is replaced.
         overwrite: Replace a folder that is not empty.
 
     Raises:
-        ExportError: `directory` is a file, or is not empty and `overwrite` is off, or writing failed.
+        ExportError: `directory` is a file, is not empty and `overwrite` is off, or is a folder that cannot be
+            replaced as a whole (the current one, a mount point); or writing failed.
     """
-    directory = directory.absolute()
-    _check_place(directory, overwrite)
+    directory = directory.resolve()
+    check_place(directory, overwrite)
+    temporary = directory.with_name(f".{directory.name}.partial-{uuid4().hex[:12]}")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
+        temporary.mkdir()
     except OSError as error:
         raise ExportError(f"cannot create a folder in {directory.parent}: {error}") from error
     try:
         yield temporary
-        _sync(temporary)
+        for path in (*sorted(temporary.rglob("*")), temporary):
+            _fsync(path)
         _put_in_place(temporary, directory)
     except OSError as error:
         raise ExportError(
@@ -45,18 +48,22 @@ def atomic_folder(directory: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_place(directory: Path, overwrite: bool) -> None:
+def check_place(directory: Path, overwrite: bool) -> None:
+    """Refuse a place where `atomic_folder` would not put a folder.
+
+    Raises:
+        ExportError: as `atomic_folder` says.
+    """
+    current = Path.cwd()
+    if directory in (current, *current.parents) or directory.is_mount():
+        raise ExportError(
+            f"{directory} is the current folder, one above it or a mount point, which cannot be replaced as a whole; "
+            "give a folder inside it"
+        )
     if directory.exists() and not directory.is_dir():
         raise ExportError(f"{directory} is a file; give a folder")
     if directory.is_dir() and not overwrite and any(directory.iterdir()):
         raise ExportError(f"{directory} is not empty; give another folder, or overwrite=True (--overwrite)")
-
-
-def _sync(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            _fsync(path)
-    _fsync(folder)
 
 
 def _fsync(path: Path) -> None:
@@ -68,21 +75,16 @@ def _fsync(path: Path) -> None:
 
 
 def _put_in_place(temporary: Path, directory: Path) -> None:
-    os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes folders private
     old = temporary.with_name(f"{temporary.name}.old")
-    if directory.exists():
-        directory.rename(old)
     try:
+        if directory.exists():
+            directory.rename(old)
         temporary.rename(directory)
+        _fsync(directory.parent)
     except BaseException:
+        if not temporary.exists():
+            directory.rename(temporary)
         if old.exists():
             old.rename(directory)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    _fsync(directory.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.model.description import ModelDescription
@@ -76,15 +77,21 @@ class InMemoryBlocks:
         return nullcontext(block.module)
 
     def captured_calls(self, block: Block, forward_loop: ForwardLoop) -> list[CapturedCall]:
-        """Run `forward_loop` and return the arguments that `block` was called with, tensors by reference."""
+        """Run `forward_loop` and return the arguments that `block` was called with, as they were at the call.
+
+        Tensors are kept by reference. Everything else is copied: a block fills the cache that it is given, and
+        a second run with that cache would see its keys twice.
+        """
         calls: list[CapturedCall] = []
 
         def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(CapturedCall(args, dict(kwargs)))
+            given = {name: _kept(value) for name, value in kwargs.items()}
+            calls.append(CapturedCall(tuple(map(_kept, args)), given))
 
-        handle = block.module.register_forward_pre_hook(capture, with_kwargs=True)
-        try:
+        with block.module.register_forward_pre_hook(capture, with_kwargs=True):
             run_forward_loop(self._model, forward_loop, quiet=True)
-        finally:
-            handle.remove()
         return calls
+
+
+def _kept(value: Any) -> Any:
+    return value if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -54,7 +54,13 @@ class QuantizedCheckpoint(Protocol):
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
 
     def activations(self) -> dict[str, InputState]:
-        """Return format and state of every activation quantizer by its full name."""
+        """Return format and state of every activation quantizer by its full name in the checkpoint."""
+
+    def cache_without_scales(self) -> dict[str, InputState]:
+        """Return what quantizes keys and values of attention layers that `activations` has nothing for.
+
+        By the quantizer's short name; empty when the cache is not quantized.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return what `octavo inspect` shows, JSON-ready."""
@@ -91,6 +97,12 @@ class Exporter(Protocol):
 
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""
+
+    def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
+        """Say whether the engine `target` quantizes keys and values in this format."""
+
+    def serves_mixture(self, target: str, layers: Collection[LayerFormat]) -> Verdict:
+        """Say whether the engine `target` loads a checkpoint whose layers have all of these formats."""
 
     def export(self, model: nn.Module, export_dir: Path, **options: Any) -> Any:
         """Write `model` to `export_dir`."""

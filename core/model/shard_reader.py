@@ -9,19 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from octavo.core.errors import CheckpointError, listed, nearest
-from octavo.core.model.shards import INDEX_NAME, SINGLE_NAME, ManifestEntry, sha256
+from octavo.core.model.shards import INDEX_NAME, SINGLE_NAME, ManifestEntry, open_shard
 
 MANIFEST_NAME = "octavo_manifest.json"
+MANIFEST_VERSION = 1
 
 
 class ShardReader:
     """Read tensors by name from one safetensors file or an index and its shards.
 
-    Tensors are read when asked for and not kept. Where the folder has a manifest, their bytes are checked.
+    Tensors are read when asked for and not kept. Where the folder has a manifest, they are held to it.
 
     Raises:
         CheckpointError: the folder has no checkpoint, a shard is missing or damaged, an index names a shard
-            outside the folder or a tensor that its shard does not have. File and tensor are named.
+            outside the folder or a tensor that its shard does not have, or the manifest names a tensor that is
+            not there. File and tensor are named.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -29,6 +31,11 @@ class ShardReader:
         self._files: dict[str, Any] = {}
         self._shard_of = self._read_index()
         self._manifest = read_manifest(directory)
+        lost = sorted(self._manifest.keys() - self._shard_of.keys())
+        if lost:
+            raise CheckpointError(
+                f"{directory} lacks tensors of its {MANIFEST_NAME}: {listed(lost)}. Copy or export the checkpoint again"
+            )
 
     def names(self) -> list[str]:
         """Return the names of all tensors, sorted."""
@@ -42,14 +49,14 @@ class ShardReader:
         return tuple(self._file(name).get_slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
-        """Read a tensor."""
+        """Read a tensor.
+
+        Raises:
+            CheckpointError: there is none of that name, or it is not what the manifest says.
+        """
         tensor: Tensor = self._file(name).get_tensor(name)
-        entry = self._manifest.get(name)
-        if entry is not None and sha256(tensor) != entry.sha256:
-            raise CheckpointError(
-                f"{self.directory / self._shard_of[name]}: tensor {name!r} is damaged: its SHA-256 is "
-                f"{sha256(tensor)}, written was {entry.sha256}. Copy or export the checkpoint again"
-            )
+        if name in self._manifest:
+            self._check(name, ManifestEntry.of(tensor, self._shard_of[name]))
         return tensor
 
     def where(self, name: str) -> str:
@@ -62,25 +69,35 @@ class ShardReader:
         return self._open(self._shard_of[name])
 
     def _open(self, shard: str) -> Any:
-        from safetensors import SafetensorError, safe_open
-
         if shard not in self._files:
-            try:
-                self._files[shard] = safe_open(self.directory / shard, "pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{self.directory / shard} cannot be read ({error}); the file is missing, cut short or damaged"
-                ) from error
+            self._files[shard] = open_shard(self.directory / shard)
         return self._files[shard]
+
+    def _check(self, name: str, found: ManifestEntry) -> None:
+        written = self._manifest[name]
+        for what, is_now, was in (
+            ("dtype", found.dtype, written.dtype),
+            ("shape", found.shape, written.shape),
+            ("SHA-256", found.sha256, written.sha256),
+        ):
+            if is_now != was:
+                raise CheckpointError(
+                    f"{self.where(name)} is damaged: its {what} is {is_now}, written was {was}. "
+                    "Copy or export the checkpoint again"
+                )
 
     def _read_index(self) -> dict[str, str]:
         if not (self.directory / INDEX_NAME).exists():
             if not (self.directory / SINGLE_NAME).exists():
                 raise CheckpointError(f"{self.directory} holds neither {SINGLE_NAME} nor {INDEX_NAME}")
             return dict.fromkeys(self._open(SINGLE_NAME).keys(), SINGLE_NAME)
-        shard_of: dict[str, str] = read_json(self.directory / INDEX_NAME).get("weight_map", {})
+        shard_of = read_json(self.directory / INDEX_NAME).get("weight_map")
+        if not isinstance(shard_of, dict):
+            raise CheckpointError(
+                f"{self.directory / INDEX_NAME} must hold a 'weight_map' of tensor to file, found {shard_of!r}"
+            )
         for name, shard in shard_of.items():
-            if PurePath(shard).name != shard:
+            if not isinstance(shard, str) or PurePath(shard).name != shard:
                 raise CheckpointError(
                     f"{self.directory / INDEX_NAME}: tensor {name!r} is said to be in {shard!r}, outside the folder; "
                     "shard names must be plain file names"
@@ -103,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # a ValueError says: no UTF-8, or no JSON
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} must hold a JSON object, found {type(data).__name__}")
@@ -116,16 +133,32 @@ def write_manifest(directory: Path, manifest: dict[str, ManifestEntry]) -> None:
         name: {"shard": e.shard, "dtype": e.dtype, "shape": list(e.shape), "sha256": e.sha256}
         for name, e in sorted(manifest.items())
     }
-    text = json.dumps({"version": 1, "tensors": tensors}, indent=1)
+    text = json.dumps({"version": MANIFEST_VERSION, "tensors": tensors}, indent=1)
     (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> dict[str, ManifestEntry]:
-    """Read the manifest of a checkpoint; empty when there is none (other tools write none)."""
+    """Read the manifest of a checkpoint; empty when there is none (other tools write none).
+
+    Raises:
+        CheckpointError: the file is damaged or of another version.
+    """
     path = directory / MANIFEST_NAME
     if not path.exists():
         return {}
-    return {
-        name: ManifestEntry(e["shard"], e["dtype"], tuple(e["shape"]), e["sha256"])
-        for name, e in read_json(path)["tensors"].items()
-    }
+    data = read_json(path)
+    if data.get("version") != MANIFEST_VERSION:
+        raise CheckpointError(
+            f"{path} has version {data.get('version')!r}; this Octavo reads version {MANIFEST_VERSION}. Upgrade it, or "
+            "remove the file to read the checkpoint without its checks"
+        )
+    try:
+        return {
+            name: ManifestEntry(e["shard"], e["dtype"], tuple(e["shape"]), e["sha256"])
+            for name, e in data["tensors"].items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error!r}): it must hold shard, dtype, shape and sha256 of each of its 'tensors'. "
+            "Copy or export the checkpoint again"
+        ) from error

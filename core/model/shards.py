@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,12 @@ class ManifestEntry:
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+
+    @classmethod
+    def of(cls, tensor: Tensor, shard: str) -> ManifestEntry:
+        """Describe a contiguous CPU tensor."""
+        digest = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
+        return cls(shard, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), digest)
 
 
 class ShardWriter(Protocol):
@@ -51,7 +57,9 @@ class SafetensorsWriter:
         self._directory = directory
         self._max_shard_bytes = max_shard_bytes
         self._pending: dict[str, Tensor] = {}
+        self._pending_memory: set[int] = set()
         self._pending_bytes = 0
+        self._total_bytes = 0
         self._num_shards = 0
         self._manifest: dict[str, ManifestEntry] = {}
 
@@ -60,16 +68,21 @@ class SafetensorsWriter:
 
         Raises:
             ExportError: a tensor of that name was added before.
+            OSError: a shard cannot be written.
         """
         if name in self._manifest:
             raise ExportError(f"tensor {name!r} would be written twice")
         tensor = tensor.detach().cpu().contiguous()
         if self._pending and self._pending_bytes + tensor.nbytes > self._max_shard_bytes:
             self._flush()
+        memory = tensor.untyped_storage().data_ptr()
+        if memory in self._pending_memory:  # two names for one memory, which safetensors refuses
+            tensor = tensor.clone()
         self._pending[name] = tensor
+        self._pending_memory.add(memory)
         self._pending_bytes += tensor.nbytes
-        dtype, shape = _dtype_name(tensor), tuple(tensor.shape)
-        self._manifest[name] = ManifestEntry(f"{self._num_shards + 1}", dtype, shape, sha256(tensor))
+        self._total_bytes += tensor.nbytes
+        self._manifest[name] = ManifestEntry.of(tensor, shard=str(self._num_shards + 1))
 
     def finish(self) -> dict[str, ManifestEntry]:
         """Write what is left, name the shards by their number, and write an index when there are several."""
@@ -78,23 +91,25 @@ class SafetensorsWriter:
         names = {str(n + 1): self._shard_name(n + 1) for n in range(self._num_shards)}
         for number, name in names.items():
             self._part(number).rename(self._directory / name)
-        manifest = {
-            name: ManifestEntry(names[entry.shard], entry.dtype, entry.shape, entry.sha256)
-            for name, entry in self._manifest.items()
-        }
+        manifest = {name: replace(entry, shard=names[entry.shard]) for name, entry in self._manifest.items()}
         if self._num_shards > 1:
-            total = sum((self._directory / name).stat().st_size for name in names.values())
             weight_map = {name: manifest[name].shard for name in sorted(manifest)}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
             (self._directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         return manifest
 
     def _flush(self) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         self._num_shards += 1
-        save_file(self._pending, self._part(str(self._num_shards)), metadata={"format": "pt"})
-        self._pending, self._pending_bytes = {}, 0
+        part = self._part(str(self._num_shards))
+        try:
+            save_file(self._pending, part, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, which everything else reports as an OSError
+            raise OSError(f"{part.name}: {error}") from error
+        part.chmod(self._directory.stat().st_mode & 0o666)  # safetensors makes files private
+        self._pending, self._pending_memory, self._pending_bytes = {}, set(), 0
 
     def _part(self, number: str) -> Path:
         return self._directory / f"shard-{number}.part"
@@ -109,30 +124,35 @@ def verify_shards(directory: Path, manifest: dict[str, ManifestEntry]) -> None:
     """Read every tensor of `manifest` back from `directory` and compare it.
 
     Raises:
-        CheckpointError: a tensor is missing, extra, or differs from what was written; it is named.
+        CheckpointError: a shard cannot be read, or a tensor is missing, extra, or differs from what was written;
+            it is named.
     """
-    from safetensors import safe_open
-
     found: set[str] = set()
     for shard in sorted({entry.shard for entry in manifest.values()}):
-        with safe_open(directory / shard, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                found.add(name)
-                tensor, entry = file.get_tensor(name), manifest.get(name)
-                as_read = ManifestEntry(shard, _dtype_name(tensor), tuple(tensor.shape), sha256(tensor))
-                if as_read != entry:
-                    raise CheckpointError(
-                        f"{shard}: tensor {name!r} reads back as {as_read}, written was {entry}; "
-                        "the disk or the memory of this machine cannot be trusted"
-                    )
+        file = open_shard(directory / shard)
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            found.add(name)
+            as_read, entry = ManifestEntry.of(file.get_tensor(name), shard), manifest.get(name)
+            if as_read != entry:
+                raise CheckpointError(
+                    f"{shard}: tensor {name!r} reads back as {as_read}, written was {entry}; "
+                    "the disk or the memory of this machine cannot be trusted"
+                )
     if found != manifest.keys():
         raise CheckpointError(f"tensors were lost on writing: {sorted(manifest.keys() - found)}")
 
 
-def sha256(tensor: Tensor) -> str:
-    """Return the SHA-256 of a contiguous CPU tensor's bytes."""
-    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
+def open_shard(path: Path) -> Any:
+    """Open a safetensors file (`safetensors.safe_open`), whose tensors are read when asked for.
 
+    Raises:
+        CheckpointError: the file cannot be read; it is named.
+    """
+    from safetensors import SafetensorError, safe_open
 
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); the file is missing, cut short or damaged"
+        ) from error

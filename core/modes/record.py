@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
+from octavo.core.errors import CheckpointError
+
+T = TypeVar("T")
 _HISTORY = "_octavo_modes"
 
 
@@ -32,6 +35,20 @@ class ModeRecord:
         """Return the record as JSON-ready data."""
         return {"mode": self.mode, "version": self.version, "config": self.config, "state": self.state}
 
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> ModeRecord:
+        """Read what `to_json` returned; `where` says which record it is, for messages.
+
+        Raises:
+            CheckpointError: a part is missing or of another kind; it is named.
+        """
+        return cls(
+            part(data, "mode", str, where),
+            part(data, "version", int, where),
+            part(data, "config", dict, where),
+            part(data, "state", dict, where),
+        )
+
 
 def history(model: nn.Module) -> tuple[ModeRecord, ...]:
     """Return the modes that were applied to `model`, in order."""
@@ -49,3 +66,19 @@ def set_history(model: nn.Module, records: tuple[ModeRecord, ...]) -> None:
         model.__dict__[_HISTORY] = records
     else:
         model.__dict__.pop(_HISTORY, None)
+
+
+def part(data: Any, name: str, kind: type[T], where: str) -> T:
+    """Return the part `name` of an object read from JSON.
+
+    Raises:
+        CheckpointError: `data` is no object, lacks the part, or the part is no `kind`.
+    """
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{where} must be an object, found {data!r}")
+    if name not in data:
+        raise CheckpointError(f"{where} has no {name!r}, found {', '.join(map(repr, data)) or 'nothing'}")
+    if not isinstance(data[name], kind):
+        raise CheckpointError(f"{where} has {data[name]!r} as {name!r}, expected type {kind.__name__}")
+    found: T = data[name]
+    return found

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from octavo.core.errors import CheckpointError, ModeError, listed
+from octavo.core.errors import CheckpointError, ExportError, ModeError, listed
 from octavo.core.model.atomic_folder import atomic_folder
-from octavo.core.model.shards import SINGLE_NAME, SafetensorsWriter, verify_shards
-from octavo.core.modes.record import ModeRecord, history, set_history
+from octavo.core.model.shard_reader import read_json
+from octavo.core.model.shards import SINGLE_NAME, SafetensorsWriter, open_shard, verify_shards
+from octavo.core.modes.record import ModeRecord, history, part, set_history
 from octavo.core.modes.registry import mode_named
 
 RECORD_NAME = "octavo_modes.json"
@@ -31,19 +32,18 @@ def save(model: nn.Module, directory: str | Path, overwrite: bool = False) -> No
         overwrite: Replace a folder that is not empty.
 
     Raises:
-        ExportError: the folder is not empty or cannot be written.
+        ModeError: the model is finalized for a dialect.
+        ExportError: the state dict holds something else than tensors, or the folder is not empty or cannot be
+            written.
     """
-    aliases: dict[str, str] = {}
+    modes = [_current(model, record).to_json() for record in history(model)]
+    tensors, aliases = _distinct_tensors(model)
     with atomic_folder(Path(directory), overwrite) as folder:
         writer = SafetensorsWriter(folder, max_shard_bytes=2**62)  # one file: names need no index
-        for name, tensor in _distinct_tensors(model, aliases).items():
+        for name, tensor in tensors.items():
             writer.add(name, tensor)
         verify_shards(folder, writer.finish())
-        record = {
-            "version": RECORD_VERSION,
-            "modes": [_current(model, record).to_json() for record in history(model)],
-            "aliases": aliases,
-        }
+        record = {"version": RECORD_VERSION, "modes": modes, "aliases": aliases}
         (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -51,7 +51,8 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
     """Apply the modes that `save` recorded to a plain model, and load its tensors.
 
     Args:
-        model: A model of the class that was saved, with no modes applied; changed in place.
+        model: A model of the class and dtype that was saved, with no modes applied; changed in place. When
+            restoring fails it is as it was.
         directory: What `save` wrote.
 
     Returns:
@@ -59,25 +60,24 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
 
     Raises:
         CheckpointError: files are missing or damaged, or tensors do not fit the model.
-        ModeError: `model` has modes already, or the record is of a newer version.
+        ModeError: `model` has modes already, lacks a recorded layer, or the record is of a newer version.
+        UnsupportedError: a recorded layer's class has no quantized class.
     """
     if history(model):
         raise ModeError(
             f"the model has modes already: {', '.join(r.mode for r in history(model))}; use a plain one"
         )
-    record = _read_record(Path(directory) / RECORD_NAME)
-    records = tuple(_mode_record(data) for data in record["modes"])
-    applied: list[ModeRecord] = []
+    records, aliases = _read_record(Path(directory) / RECORD_NAME)
     try:
-        for mode in records:
-            applied.append(mode)
-            mode_named(mode.mode).restore(model, mode.state)
-        _load(model, Path(directory) / SINGLE_NAME, record["aliases"])
+        for record in records:
+            set_history(model, (*history(model), record))
+            mode_named(record.mode).restore(model, record.state)
+        _load(model, Path(directory) / SINGLE_NAME, aliases)
     except BaseException:
-        for mode in reversed(applied):
-            mode_named(mode.mode).undo(model)
+        for record in reversed(history(model)):
+            mode_named(record.mode).undo(model)
+        set_history(model, ())
         raise
-    set_history(model, records)
     return model
 
 
@@ -85,62 +85,65 @@ def _current(model: nn.Module, record: ModeRecord) -> ModeRecord:
     return replace(record, state=mode_named(record.mode).describe(model, record.state))
 
 
-def _distinct_tensors(model: nn.Module, aliases: dict[str, str]) -> dict[str, Tensor]:
-    """Return the state dict without repeated tensors, which go to `aliases` (name to first name)."""
+def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the state dict without repeated tensors, and the names of these (name to first name)."""
     first_names: dict[int, str] = {}
-    distinct = {}
+    distinct, aliases = {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ExportError(
+                f"{name} is a {type(tensor).__name__}; only tensors can be saved: keep it in a buffer, or remove the "
+                "module that puts it into the state dict"
+            )
         if id(tensor) in first_names:
             aliases[name] = first_names[id(tensor)]
         else:
             first_names[id(tensor)] = name
             distinct[name] = tensor
-    return distinct
+    return distinct, aliases
 
 
 def _load(model: nn.Module, path: Path, aliases: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    tensors |= {alias: tensors[name] for alias, name in aliases.items()}
+    file = open_shard(path)
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    tensors |= {alias: tensors[name] for alias, name in aliases.items() if name in tensors}
     expected = model.state_dict()
-    problems = [f"missing {name!r}" for name in expected if name not in tensors]
+    wanted = dict.fromkeys([*expected, *aliases.values()])
+    problems = [f"missing {name!r}" for name in wanted if name not in tensors]
     problems += [f"unexpected {name!r}" for name in tensors if name not in expected]
-    problems += [
-        f"{name!r} has shape {tuple(tensors[name].shape)}, the model's has {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
+    for name, tensor in expected.items():
+        if name in tensors:
+            problems += _differences(name, tensors[name], tensor)
     if problems:
         raise CheckpointError(f"{path} does not fit this {type(model).__name__}: {listed(problems)}")
     with torch.no_grad():
         model.load_state_dict(tensors)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _differences(name: str, found: Tensor, wanted: Tensor) -> Iterator[str]:
+    if found.shape != wanted.shape:
+        yield f"{name!r} has shape {tuple(found.shape)}, the model's has {tuple(wanted.shape)}"
+    elif found.dtype != wanted.dtype:
+        yield f"{name!r} has dtype {found.dtype}, the model's has {wanted.dtype} (convert the plain model first)"
+
+
+def _read_record(path: Path) -> tuple[list[ModeRecord], dict[str, str]]:
+    """Return the records of modes and the aliases of tensors."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; give a folder that octavo.save wrote"
-        ) from error
-    version = record.get("version") if isinstance(record, dict) else None
+        data = read_json(path)
+        version = part(data, "version", int, str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; give a folder that octavo.save wrote") from error
     if version != RECORD_VERSION:
         raise ModeError(
             f"{path} has version {version}; this Octavo reads version {RECORD_VERSION}. Upgrade it"
         )
-    return record  # type: ignore[no-any-return]
-
-
-def _mode_record(data: dict[str, Any]) -> ModeRecord:
-    record = ModeRecord(data["mode"], data["version"], data["config"], data["state"])
-    newest = mode_named(record.mode).version
-    if record.version > newest:
-        raise ModeError(
-            f"mode {record.mode!r} has version {record.version}; this Octavo reads up to {newest}"
-        )
-    return record
+    modes = part(data, "modes", list, str(path))
+    records = [ModeRecord.from_json(mode, f"{path}: modes[{n}]") for n, mode in enumerate(modes)]
+    for record in records:
+        newest = mode_named(record.mode).version
+        if record.version > newest:
+            raise ModeError(
+                f"mode {record.mode!r} has version {record.version}; this Octavo reads up to {newest}"
+            )
+    return records, part(data, "aliases", dict, str(path))

@@ -18,12 +18,13 @@ def applying(model: nn.Module, mode: str, config: dict[str, Any]) -> Iterator[di
 
     On any exception, interrupts included, the mode's `undo` runs and the history stays.
     """
-    implementation = mode_named(mode)
+    implementation, before = mode_named(mode), history(model)
     state: dict[str, Any] = {}
+    record = ModeRecord(mode, implementation.version, config, state)
     try:
         yield state
+        set_history(model, (*before, record))
     except BaseException:
         implementation.undo(model)
+        set_history(model, before)
         raise
-    record = ModeRecord(mode, implementation.version, config, state)
-    set_history(model, (*history(model), record))

@@ -2,6 +2,7 @@
 
 from octavo.core.modules.attention import QuantAttention
 from octavo.core.modules.base import QuantModule
+from octavo.core.modules.fused import fused_layers
 from octavo.core.modules.registry import (
     class_key,
     combined_class,
@@ -10,19 +11,30 @@ from octavo.core.modules.registry import (
     registered_base,
     unregister,
 )
-from octavo.core.modules.swap import original_class, quantized_layers, swap, tensor_quantizers, unswap
+from octavo.core.modules.swap import (
+    check_unswap,
+    original_class,
+    quantized_layers,
+    swap,
+    swapped_layers,
+    tensor_quantizers,
+    unswap,
+)
 
 __all__ = [
     "QuantAttention",
     "QuantModule",
+    "check_unswap",
     "class_key",
     "combined_class",
+    "fused_layers",
     "original_class",
     "quantized_class",
     "quantized_layers",
     "register",
     "registered_base",
     "swap",
+    "swapped_layers",
     "tensor_quantizers",
     "unregister",
     "unswap",

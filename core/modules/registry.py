@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
+import pkgutil
+from typing import Any, cast
 
 from torch import nn
 
-from octavo.core.errors import ConfigError, nearest
+from octavo.core.errors import FOREIGN_FAILURES, ConfigError, nearest
 from octavo.core.modules.base import QuantModule
 from octavo.core.modules.wrappers import split_wrapper
 
@@ -31,13 +31,17 @@ def register(original: type[nn.Module] | str, quantized: type[QuantModule] | str
         quantized: A subclass of `QuantModule` and of `original`, or its key, imported on first use.
 
     Raises:
-        ConfigError: `original` has a quantized class already, or `quantized` is not a subclass of both.
+        ConfigError: `original` has a quantized class already, a key is not one, or `quantized` is not a subclass of
+            both. What keys stand for is looked at when such a layer is met.
     """
+    for entry in (original, quantized):
+        if isinstance(entry, str):
+            _check_key(entry)
     key = original if isinstance(original, str) else class_key(original)
     if key in _classes:
         raise ConfigError(f"{key} is registered already, as {_classes[key]}; unregister it first")
     if not isinstance(original, str) and not isinstance(quantized, str):
-        _check_bases(original, quantized)
+        _checked(original, quantized)
     _classes[key] = quantized
 
 
@@ -58,19 +62,22 @@ def quantized_class(cls: type[nn.Module]) -> type[QuantModule] | None:
 
     A subclass of a registered class is served, by a class made on the fly, only if it inherits the very
     `forward` that the quantized class replaces: anything else would silently compute something different.
+
+    Raises:
+        ConfigError: the registered class cannot be imported, or is not a subclass of both `QuantModule` and the class
+            that it is registered for.
     """
     _, cls = split_wrapper(cls)
-    if class_key(cls) in _classes:
-        return _load(class_key(cls))
     base = registered_base(cls)
     if base is None or cls.forward is not base.forward:
         return None
-    return combined_class(_load(class_key(base)), cls)
+    quantized = _load(base)
+    return quantized if base is cls else combined_class(quantized, cls)
 
 
 def registered_base(cls: type) -> type[nn.Module] | None:
-    """Return the nearest proper base class of `cls` that is registered, or None."""
-    return next((base for base in cls.__mro__[1:] if class_key(base) in _classes), None)
+    """Return the nearest class that is registered, among `cls` and its bases, or None."""
+    return next((base for base in cls.__mro__ if class_key(base) in _classes), None)
 
 
 def combined_class(quantized: type[QuantModule], original: type[nn.Module]) -> type[QuantModule]:
@@ -82,19 +89,34 @@ def combined_class(quantized: type[QuantModule], original: type[nn.Module]) -> t
     return _combined[key]
 
 
-def _load(key: str) -> type[QuantModule]:
-    entry = _classes[key]
-    if isinstance(entry, str):
-        module, _, name = entry.partition(":")
-        entry = getattr(import_module(module), name)
-    return entry
+def _load(original: type[nn.Module]) -> type[QuantModule]:
+    key = class_key(original)
+    quantized = _classes[key]
+    if isinstance(quantized, str):
+        try:
+            quantized = pkgutil.resolve_name(quantized)
+        except FOREIGN_FAILURES as error:
+            raise ConfigError(
+                f"{_classes[key]}, the quantized class of {key}, cannot be imported "
+                f"({type(error).__name__}: {error}); install it, or register another"
+            ) from error
+    return _checked(original, quantized)
 
 
-def _check_bases(original: type[nn.Module], quantized: type[QuantModule]) -> None:
-    expected: list[tuple[type, Callable[..., object]]] = [(QuantModule, issubclass), (original, issubclass)]
-    for base, check in expected:
-        if not check(quantized, base):
+def _check_key(key: str) -> None:
+    module, _, name = key.partition(":")
+    if not module or not name or ":" in name:
+        raise ConfigError(
+            f"{key!r} is not the key of a class; expected package.module:Class, where the class is defined, such as "
+            "torch.nn.modules.linear:Linear"
+        )
+
+
+def _checked(original: type[nn.Module], quantized: Any) -> type[QuantModule]:
+    for base in (QuantModule, original):
+        if not (isinstance(quantized, type) and issubclass(quantized, base)):
             raise ConfigError(
                 f"{class_key(quantized)} must be a subclass of {class_key(base)} to stand for layers of class "
                 f"{class_key(original)}"
             )
+    return cast("type[QuantModule]", quantized)

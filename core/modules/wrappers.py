@@ -11,38 +11,63 @@ from octavo.core.errors import UnsupportedError
 _wrapped: dict[tuple[type, type[nn.Module]], type[nn.Module]] = {}
 
 
-def split_wrapper(cls: type[nn.Module]) -> tuple[type | None, type[nn.Module]]:
-    """Return (FSDPModule, inner class) of a class that FSDP2's `fully_shard` made, else (None, `cls`)."""
+def split_wrapper(cls: type[nn.Module]) -> tuple[type[nn.Module] | None, type[nn.Module]]:
+    """Return (`cls`, inner class) of a class that FSDP2's `fully_shard` or `replicate` made, else (None, `cls`)."""
     first, *rest = cls.__bases__
-    if first.__name__ == "FSDPModule" and len(rest) == 1:
-        return first, rest[0]
+    if len(rest) == 1 and "FSDPModule" in [base.__name__ for base in first.__mro__]:
+        return cls, rest[0]
     return None, cls
 
 
-def wrapped_class(wrapper: type, cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the one class that is `cls` under FSDP2's `wrapper`, named as `fully_shard` names it."""
-    key = (wrapper, cls)
+def wrapped_class(wrapper: type[nn.Module], cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the one class that has `cls` where `wrapper`, from `split_wrapper`, has its inner class."""
+    mixin, inner = wrapper.__bases__
+    key = (mixin, cls)
     if key not in _wrapped:
-        _wrapped[key] = type(f"FSDP{cls.__name__}", key, {"__module__": cls.__module__})
+        prefix = wrapper.__name__.removesuffix(inner.__name__)
+        namespace = {"__module__": cls.__module__, "__deepcopy__": vars(wrapper)["__deepcopy__"]}
+        _wrapped[key] = type(f"{prefix}{cls.__name__}", key, namespace)
     return _wrapped[key]
 
 
-def rebind_instance_forward(name: str, module: nn.Module, new_class: type[nn.Module]) -> None:
-    """Make a `forward` that lives in the instance's `__dict__` run `new_class.forward`.
+def check_instance_forward(
+    name: str, module: nn.Module, new_class: type[nn.Module], consequence: str
+) -> None:
+    """Refuse a `forward` in the instance's `__dict__` that `rebind_instance_forward` cannot rebind.
 
-    accelerate's hooks keep the layer's own forward in `_old_forward`; that one is replaced.
+    Args:
+        name: The layer's name, for messages.
+        module: The layer.
+        new_class: The class that it is to get.
+        consequence: What that forward would do, and the remedy, for messages.
 
     Raises:
-        UnsupportedError: the instance's forward is somebody else's, so a swapped class would never run.
+        UnsupportedError: the instance's forward is somebody else's.
     """
-    instance = module.__dict__
-    if "forward" not in instance:
-        return
-    old = instance.get("_old_forward")
-    known = isinstance(old, MethodType) and old.__self__ is module and old.__func__ is type(module).forward
-    if not known:
+    if "forward" in module.__dict__ and _own_forward(module, type(module), new_class) is None:
         raise UnsupportedError(
-            f"{name}: this {type(module).__name__} instance has a forward of its own ({instance['forward']!r}), "
-            "which would hide a quantized class. Quantize before whatever installed it, or exclude the layer"
+            f"{name}: this {type(module).__name__} instance has a forward of its own "
+            f"({module.__dict__['forward']!r}), {consequence}"
         )
-    instance["_old_forward"] = MethodType(new_class.forward, module)
+
+
+def rebind_instance_forward(
+    module: nn.Module, old_class: type[nn.Module], new_class: type[nn.Module]
+) -> None:
+    """Make the `forward` of `old_class`, where the instance's `__dict__` holds it, that of `new_class`."""
+    key = _own_forward(module, old_class, new_class)
+    if key is not None:
+        module.__dict__[key] = MethodType(new_class.forward, module)
+
+
+def _own_forward(module: nn.Module, *classes: type[nn.Module]) -> str | None:
+    """Return where the instance holds the forward of one of `classes`, if it does.
+
+    accelerate's hooks keep it in `_old_forward`, and leave it in `forward` when they are removed.
+    """
+    known = [cls.forward for cls in classes]
+    for key in ("forward", "_old_forward"):
+        method = module.__dict__.get(key)
+        if isinstance(method, MethodType) and method.__self__ is module and method.__func__ in known:
+            return key
+    return None

@@ -8,7 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from octavo.core.formats import Quantized, QuantSpec
+from octavo.core.formats import Quantized, QuantSpec, chain_key
+
+NOTHING = chain_key([])
 
 
 def amax(x: Tensor, spec: QuantSpec) -> Tensor:
@@ -24,8 +26,17 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec_key: str, range_mask:
         state: Calibrated tensors of all specs in turn, fp32.
         spec_key: `QuantSpec.key`, or `formats.chain_key` of several specs.
         range_mask: Stop the gradient where a value saturates.
+
+    Raises:
+        ShapeError: `state` has more or fewer tensors than the specs take.
+        UnsupportedError: `state` is on the meta device and `x` is not.
     """
     return cast(Tensor, torch.ops.octavo.fake_quantize(x, state, spec_key, range_mask))
+
+
+def operand(x: Tensor, state: Sequence[Tensor], spec_key: str, range_mask: bool = True) -> Tensor:
+    """Return `fake_quantize(x, …)`, or for an empty chain `x` itself, strides and all."""
+    return fake_quantize(x, state, spec_key, range_mask) if spec_key != NOTHING else x
 
 
 def fake_quantized_linear(
@@ -41,14 +52,28 @@ def fake_quantized_linear(
 ) -> Tensor:
     """Return `linear(fake_quantize(x), fake_quantize(weight), bias)`; an empty chain leaves its side as it is.
 
-    Backward keeps `x`, `weight` and the states, and recomputes the quantized copies.
+    Backward keeps the states and what it needs of `x` and `weight`, and recomputes the quantized copies. Under
+    autocast, values are quantized in their own dtype and multiplied in autocast's.
+
+    Args:
+        x: Any float dtype, [..., in_features].
+        weight: [out_features, in_features].
+        bias: [out_features], or None.
+        x_state: Calibrated tensors of `x`, as in `fake_quantize`.
+        x_spec: Chain of specs of `x`.
+        weight_state: Calibrated tensors of `weight`.
+        weight_spec: Chain of specs of `weight`.
+        x_range_mask: Stop the gradient of `x` where a value saturates.
+        weight_range_mask: Stop the gradient of `weight` where a value saturates.
+
+    Returns:
+        [..., out_features].
+
+    Raises:
+        ShapeError, UnsupportedError: as in `fake_quantize`.
     """
-    return cast(
-        Tensor,
-        torch.ops.octavo.fake_quantized_linear(
-            x, weight, bias, x_state, x_spec, weight_state, weight_spec, x_range_mask, weight_range_mask
-        ),
-    )
+    sides = (x_state, x_spec, weight_state, weight_spec, x_range_mask, weight_range_mask)
+    return cast(Tensor, torch.ops.octavo.fake_quantized_linear(x, weight, bias, *sides, _autocast_dtype(x)))
 
 
 def quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Quantized:
@@ -60,3 +85,11 @@ def quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Quantized:
 def dequantize(quantized: Quantized, spec: QuantSpec, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return the values that `quantized` stands for; see `formats.dequantize`."""
     return cast(Tensor, torch.ops.octavo.dequantize(*quantized, spec.key, shape, dtype))
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast multiplies `x` in; None outside of it and for float64, which it leaves alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

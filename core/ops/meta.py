@@ -7,13 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.library import register_fake
-from torch.nn.functional import linear
 
+from octavo.core.errors import UnsupportedError
 from octavo.core.formats import parse_chain
 from octavo.core.formats.packing import packed_length
+from octavo.core.formats.scales import SCALE_DTYPES
+from octavo.core.ops.reference import product
 from octavo.core.ops.schema import LIBRARY
 
-_SCALE_DTYPES = {"float32": torch.float32, "e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
+
+def _check_values(x: Tensor, *others: Tensor | None) -> None:
+    """Refuse operands without values next to `x`: torch calls these functions for them, and never the operator."""
+    device = x.device.type
+    if device != "meta" and any(other is not None and other.device.type == "meta" for other in others):
+        raise UnsupportedError(
+            f"a tensor on {device} meets calibrated state or weights on the meta device, which have no values; load "
+            "them first. Offloading the buffers of quantizers (accelerate's offload_buffers=True) is not supported"
+        )
 
 
 def amax(x: Tensor, spec: str) -> Tensor:
@@ -22,10 +32,12 @@ def amax(x: Tensor, spec: str) -> Tensor:
 
 
 def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: bool) -> Tensor:
+    _check_values(x, *state)
     return x.new_empty(x.shape)
 
 
 def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> Tensor:
+    _check_values(grad, x, *state)
     return grad.new_empty(grad.shape)
 
 
@@ -39,17 +51,20 @@ def fake_quantized_linear(
     weight_spec: str,
     x_range_mask: bool,
     weight_range_mask: bool,
+    dtype: torch.dtype | None,
 ) -> Tensor:
-    return linear(x, weight, bias)
+    _check_values(x, weight, bias, *x_state, *weight_state)
+    return product(x, weight, bias, dtype)
 
 
 def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:
+    _check_values(x, *state)
     (only,) = parse_chain(spec)
     length = packed_length(x.shape[-1], only.element_type.bits)
     scale_shape = only.granularity.scale_shape(x.shape)
     parts = [
         x.new_empty([*x.shape[:-1], length], dtype=torch.uint8),
-        x.new_empty(scale_shape, dtype=_SCALE_DTYPES[only.scale]),
+        x.new_empty(scale_shape, dtype=SCALE_DTYPES[only.scale]),
     ]
     return parts if only.global_max is None else [*parts, x.new_empty([], dtype=torch.float32)]
 
@@ -62,6 +77,7 @@ def dequantize(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    _check_values(payload, scale, global_scale)
     return payload.new_empty(shape, dtype=dtype)
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from octavo.core import formats
+from octavo.core.errors import ShapeError
 from octavo.core.formats import QuantSpec, parse_chain
+from octavo.core.ops.calls import operand
 from octavo.core.ops.schema import LIBRARY
 
 
-def stages(state: Sequence[Tensor], spec: str) -> Iterator[tuple[QuantSpec, Sequence[Tensor]]]:
-    """Yield each spec of a chain with its part of the state."""
-    position = 0
-    for stage in parse_chain(spec):
-        count = len(stage.state)
-        yield stage, state[position : position + count]
-        position += count
+def stages(state: Sequence[Tensor], spec: str) -> list[tuple[QuantSpec, Sequence[Tensor]]]:
+    """Return each spec of a chain with its part of the state."""
+    chain = parse_chain(spec)
+    names = [name for stage in chain for name in stage.state]
+    if len(state) != len(names):
+        raise ShapeError(
+            f"a chain of {[str(stage) for stage in chain]} takes {len(names)} calibrated tensors "
+            f"({', '.join(names) or 'none'}), found {len(state)}"
+        )
+    rest = iter(state)
+    return [(stage, [next(rest) for _ in stage.state]) for stage in chain]
 
 
 def _only(spec: str) -> QuantSpec:
@@ -32,9 +38,10 @@ def amax(x: Tensor, spec: str) -> Tensor:
 
 
 def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: bool = True) -> Tensor:
+    result = x
     for stage, tensors in stages(state, spec):
-        x = formats.fake_quantize(x, tensors, stage)
-    return x.contiguous()
+        result = formats.fake_quantize(result, tensors, stage)
+    return x.clone(memory_format=torch.contiguous_format) if result is x else result.contiguous()
 
 
 def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> Tensor:
@@ -55,8 +62,17 @@ def fake_quantized_linear(
     weight_spec: str,
     x_range_mask: bool,
     weight_range_mask: bool,
+    dtype: torch.dtype | None,
 ) -> Tensor:
-    return linear(fake_quantize(x, x_state, x_spec), fake_quantize(weight, weight_state, weight_spec), bias)
+    return product(operand(x, x_state, x_spec), operand(weight, weight_state, weight_spec), bias, dtype)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    """Return `linear(x, weight, bias)`, contiguous, of operands cast to `dtype` if there is one."""
+    if dtype is not None:
+        # Here and not by autocast, whose cache of cast parameters would keep these, which have no gradient.
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return linear(x, weight, bias).contiguous()
 
 
 def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:

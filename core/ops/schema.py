@@ -2,7 +2,8 @@
 
 `spec` is a string made by `formats.chain_key`: the specs to apply in turn, as JSON. A `state` list holds the
 calibrated tensors of those specs, in the order of each `QuantSpec.state`. Operators never alias their inputs
-and return contiguous tensors, so that compilers may treat them as opaque.
+and return contiguous tensors, so that compilers may treat them as opaque. Autocast does not reach inside: the dtype
+of a product is an argument, so that a traced graph computes what the traced code did.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ SCHEMAS = (
     "fake_quantize(Tensor x, Tensor[] state, str spec, bool range_mask) -> Tensor",
     "fake_quantize_backward(Tensor grad, Tensor x, Tensor[] state, str spec) -> Tensor",
     # linear(fake_quantize(x), fake_quantize(weight), bias) that saves x and weight for backward, not their
-    # quantized copies.
+    # quantized copies. The three operands are cast to dtype, if given, just before the product.
     "fake_quantized_linear(Tensor x, Tensor weight, Tensor? bias, Tensor[] x_state, str x_spec, "
-    "Tensor[] weight_state, str weight_spec, bool x_range_mask, bool weight_range_mask) -> Tensor",
+    "Tensor[] weight_state, str weight_spec, bool x_range_mask, bool weight_range_mask, "
+    "ScalarType? dtype) -> Tensor",
     # [packed payload, stored scale] or [packed payload, stored scale, global scale].
     "quantize(Tensor x, Tensor[] state, str spec) -> Tensor[]",
     "dequantize(Tensor payload, Tensor scale, Tensor? global_scale, str spec, SymInt[] shape, "

@@ -12,16 +12,18 @@ from torch import Tensor
 from octavo.core import ops
 from octavo.core.errors import CheckpointError
 from octavo.core.formats import Quantized, QuantSpec
+from octavo.core.formats.packing import packed_length
+from octavo.core.formats.scales import SCALE_DTYPES
 
 _PARTS = ("payload", "scale", "global_scale")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedTensor:
     """A quantized tensor: ``value ≈ code · scale [· global scale]``.
 
     The codes are row-major and packed along the last (input) dim, so that a row shard cuts no byte. Dialects
-    that store something else repack when they write.
+    that store something else repack when they write. `==` compares identity.
 
     Attributes:
         payload: uint8 [..., ⌈n·bits/8⌉].
@@ -70,31 +72,53 @@ class PackedTensor:
         """Read what `to_parts` returned.
 
         Raises:
-            CheckpointError: a part is missing or its shape does not fit.
+            CheckpointError: a part is missing, its dtype or shape does not fit, or the description is damaged.
+            ConfigError: the description names a format that does not exist.
         """
-        spec, shape = QuantSpec.from_json(description["spec"]), tuple(description["shape"])
+        spec, shape, dtype = _read_description(description)
         needed = _PARTS if spec.global_max is not None else _PARTS[:2]
         missing = [name for name in needed if name not in tensors]
         if missing:
             raise CheckpointError(f"packed tensor {spec} of shape {shape} lacks {', '.join(missing)}")
-        dtype = getattr(torch, description["dtype"])
-        packed = cls(tensors["payload"], tensors["scale"], tensors.get("global_scale"), spec, shape, dtype)
+        global_scale = tensors["global_scale"] if "global_scale" in needed else None
+        packed = cls(tensors["payload"], tensors["scale"], global_scale, spec, shape, dtype)
         packed.check()
         return packed
 
     def check(self) -> None:
-        """Check that the parts fit the shape.
+        """Check that the parts fit the format and the shape.
 
         Raises:
-            CheckpointError: a part has another shape than codes or scales of this tensor have.
+            CheckpointError: a part has another dtype or shape than codes or scales of this tensor have.
         """
-        expected = {
-            "payload": (*self.shape[:-1], -(-self.shape[-1] * self.spec.element_type.bits // 8)),
-            "scale": self.spec.granularity.scale_shape(self.shape),
-        }
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise CheckpointError(
-                    f"{name} of a tensor {self.shape} packed as {self.spec} has shape {shape}, found {found}"
-                )
+        length = packed_length(self.shape[-1], self.spec.element_type.bits)
+        self._check_part("payload", self.payload, torch.uint8, (*self.shape[:-1], length))
+        scale_shape = self.spec.granularity.scale_shape(self.shape)
+        self._check_part("scale", self.scale, SCALE_DTYPES[self.spec.scale], scale_shape)
+        if self.global_scale is not None:
+            self._check_part("global_scale", self.global_scale, torch.float32, ())
+
+    def _check_part(self, name: str, part: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        where = f"{name} of a tensor {self.shape} packed as {self.spec}"
+        if tuple(part.shape) != shape:
+            raise CheckpointError(f"{where} has shape {shape}, found {tuple(part.shape)}")
+        if part.dtype != dtype:
+            raise CheckpointError(f"{where} has dtype {dtype}, found {part.dtype}")
+
+
+def _read_description(description: Mapping[str, Any]) -> tuple[QuantSpec, tuple[int, ...], torch.dtype]:
+    missing = [name for name in ("spec", "shape", "dtype") if name not in description]
+    if missing:
+        raise CheckpointError(
+            f"the description of a packed tensor lacks {', '.join(missing)}, found {sorted(description)}"
+        )
+    shape, dtype = description["shape"], getattr(torch, str(description["dtype"]), None)
+    if not (isinstance(shape, list) and shape and all(isinstance(length, int) for length in shape)):
+        raise CheckpointError(
+            f"shape of a packed tensor must be a list of one length or more, found {shape!r}"
+        )
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(
+            f"dtype of a packed tensor must name a float dtype of torch, found {description['dtype']!r}"
+        )
+    return QuantSpec.from_json(description["spec"]), tuple(shape), dtype

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 
 from octavo.core.errors import listed
-from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec
 from octavo.core.model.description import ModelDescription
 from octavo.core.plan.settings import LayerSetting
 
@@ -27,7 +27,10 @@ def block_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
 
 
 def state_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
-    """Yield an error for each static quantizer whose calibrated state has no fixed shape."""
+    """Yield an error for each static quantizer whose calibrated state has no fixed shape.
+
+    Axes that do not exist in a tensor of known rank have been refused before, by `decide_settings`.
+    """
     for layer in layers:
         for quantizer, stages in layer.quantizers.items():
             shape = layer.site.quantized.quantizer_shape(layer.site.layer, quantizer)
@@ -36,21 +39,26 @@ def state_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
                     continue
                 yield (
                     f"{layer.site.quantizer_name(quantizer)}: static scales of {stage.spec} follow a dim that "
-                    "varies from call to call; make the quantizer dynamic or use one scale per tensor"
+                    "varies from call to call; make the quantizer dynamic, or use one scale per tensor (axis None) "
+                    "or per feature (axis -1)"
                 )
 
 
 def tied_problems(model: nn.Module, layers: Iterable[LayerSetting]) -> Iterator[str]:
     """Yield an error for each quantized weight that another module uses too."""
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    for module_name, module in model.named_modules():  # each once: a module under two names ties nothing
+        for own_name, parameter in module.named_parameters(
+            module_name, recurse=False, remove_duplicate=False
+        ):
+            names.setdefault(id(parameter), []).append(own_name)
     for layer in layers:
-        weight = getattr(layer.site.layer, "weight", None)
-        others = [name for name in names.get(id(weight), []) if name != f"{layer.site.name}.weight"]
+        own_name = f"{layer.site.name}.weight".removeprefix(".")
+        sharing = names.get(id(getattr(layer.site.layer, "weight", None)), [])
+        others = [name for name in sharing if name != own_name]
         if others and "weight_quantizer" in layer.quantizers:
             yield (
-                f"{layer.site.name}.weight is tied to {listed(others)}: quantizing one side would untie them. "
+                f"{own_name} is tied to {listed(others)}: quantizing one side would untie them. "
                 f"Exclude it ({{'quantizer_name': '*{layer.site.name}*', 'enable': False}})"
             )
 
@@ -102,4 +110,8 @@ def _block_length(spec: QuantSpec) -> int | None:
 def _has_fixed_state(spec: QuantSpec, shape: tuple[int, ...] | None) -> bool:
     if isinstance(spec.granularity, PerTensor):
         return True
-    return shape is not None and all(spec.state_shape("amax", shape))  # 0 marks a dim that varies
+    if shape is None or 0 not in shape:  # 0 marks a dim that varies
+        return shape is not None
+    # The number of dims varies, too: only an axis counted from the end is certain.
+    axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else 0
+    return -len(shape) <= axis < 0 and shape[axis] > 0

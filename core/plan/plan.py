@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,6 @@ from octavo.core.errors import PlanError
 from octavo.core.formats import QuantSpec
 from octavo.core.graph.groups import Groups
 from octavo.core.plan.settings import LayerSetting
-
-_SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class TensorPlan:
         shape: Its shape.
         dtype: Its dtype, as `bfloat16`.
         weight: Formats that it goes through, in turn; empty when it is left out.
-        inputs: Formats of its layer's input; empty when that is not quantized.
+        inputs: Formats of its layer's input, where it is a layer's weight; empty when that is not quantized.
         reason: Why it is left out, or empty.
         bytes_before: Bytes it takes now.
         bytes_after: Bytes that codes and scales, or the tensor left as it is, will take.
@@ -99,15 +98,11 @@ class Plan:
         """Refuse a plan that cannot work.
 
         Raises:
-            PlanError: there are errors; all of them are listed (the first 20 when there are more).
+            PlanError: there are errors; all of them are listed.
         """
         if self.errors:
-            shown = "\n  ".join(self.errors[:_SHOWN_PROBLEMS])
-            more = len(self.errors) - _SHOWN_PROBLEMS
-            rest = f"\n  … and {more} more" if more > 0 else ""
-            raise PlanError(
-                f"the plan has {len(self.errors)} problem(s); nothing was changed:\n  {shown}{rest}"
-            )
+            shown = "\n  ".join(self.errors)
+            raise PlanError(f"the plan has {len(self.errors)} problem(s); nothing was changed:\n  {shown}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
@@ -144,14 +139,13 @@ class Plan:
             f"{len(quantized)} weights quantized, {self.coverage:.1%} of all parameters; "
             f"{_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)}"
         ]
-        formats: dict[str, int] = {}
-        for tensor in quantized:
-            weight = " then ".join(map(str, tensor.weight))
-            inputs = f", inputs {' then '.join(map(str, tensor.inputs))}" if tensor.inputs else ""
-            formats[f"weights {weight}{inputs}"] = formats.get(f"weights {weight}{inputs}", 0) + 1
+        formats: Counter[str] = Counter()
+        for tensor in self.tensors:
+            parts = {"weights": tensor.weight, "inputs": tensor.inputs}
+            kind = ", ".join(f"{part} {_chain(specs)}" for part, specs in parts.items() if specs)
+            formats.update([kind] if kind else [])
         for name, specs in self.other_quantizers().items():
-            kind = f"{name.rpartition('.')[2]} {' then '.join(map(str, specs))}"
-            formats[kind] = formats.get(kind, 0) + 1
+            formats[f"{name.rpartition('.')[2]} {_chain(specs)}"] += 1
         lines += [f"  {count} x {name}" for name, count in formats.items()]
         left_out: dict[str, list[str]] = {}
         for tensor in self.tensors:
@@ -164,6 +158,10 @@ class Plan:
 
     def __str__(self) -> str:
         return self.summary()
+
+
+def _chain(specs: tuple[QuantSpec, ...]) -> str:
+    return " then ".join(map(str, specs))
 
 
 def _few(names: list[str]) -> str:

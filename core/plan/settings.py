@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from octavo.core.config.presets import expected_misses
 from octavo.core.config.rules import Decision, Rule, decide
-from octavo.core.errors import ConfigError, UnsupportedError, listed, nearest
+from octavo.core.errors import ConfigError, ShapeError, UnsupportedError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.plan.sites import Site
 
@@ -38,17 +37,23 @@ class LayerSetting:
     Attributes:
         site: The layer.
         quantizers: Stages of each quantizer that is on, by its short name.
-        reason: Which rules left the others off, or why nothing is on.
+        reason: Why its weight is left out, or empty.
+        rules: The entries of the config that match any of its quantizers.
     """
 
     site: Site
     quantizers: dict[str, tuple[StageSetting, ...]]
     reason: str
+    rules: tuple[Rule, ...] = ()
 
     @property
     def is_quantized(self) -> bool:
         """Whether any quantizer is on."""
         return bool(self.quantizers)
+
+    def names(self) -> list[str]:
+        """Return the full names of all its quantizers, on or off."""
+        return [self.site.quantizer_name(quantizer) for quantizer in self.site.quantized.quantizer_names]
 
 
 def decide_settings(sites: Sequence[Site], rules: Sequence[Rule]) -> list[LayerSetting]:
@@ -91,56 +96,41 @@ def without_calibration(layers: Sequence[LayerSetting]) -> tuple[list[LayerSetti
     return changed, [warning], errors
 
 
-def unmatched_rules(sites: Sequence[Site], rules: Sequence[Rule]) -> list[str]:
-    """Return a warning for each rule that matches no quantizer, with the nearest name.
-
-    Rules that presets carry for other model families are no surprise and are left out.
-    """
-    names = {
-        site.quantizer_name(q): site.class_names() for site in sites for q in site.quantized.quantizer_names
-    }
-    classes = frozenset().union(*names.values()) if names else frozenset()
-    warnings = []
-    for rule in rules:
-        if any(
-            rule.matches(f"{name}{stage}", cls) for name, cls in names.items() for stage in ("", ".0", ".1")
-        ):
-            continue
-        if rule.pattern in expected_misses() and (rule.parent_class is None or not rule.enable):
-            continue
-        if rule.parent_class is not None and rule.parent_class not in classes:
-            hint = nearest(rule.parent_class, [c for c in classes if c.startswith("nn.")])
-        else:
-            hint = nearest(rule.pattern.strip("*"), names)
-        warnings.append(f"entry {rule} matches no quantizer of this model.{hint}")
-    return warnings
-
-
-def _decide_layer(site: Site, rules: Sequence[Rule]) -> LayerSetting:
-    quantizers, reasons = {}, []
+def _decide_layer(site: Site, config: Sequence[Rule]) -> LayerSetting:
+    class_names = site.class_names()
+    quantizers: dict[str, tuple[StageSetting, ...]] = {}
+    rules: list[Rule] = []
+    reason = ""
     for quantizer in site.quantized.quantizer_names:
         name = site.quantizer_name(quantizer)
-        decision = decide(name, site.class_names(), rules)
+        decision = decide(name, class_names, config)
+        rules += decision.rules
         if any(attributes.rotate for attributes in decision.stages):
             raise UnsupportedError(f"{name}: rotate is not available in this version of Octavo")
         if decision.enabled:
-            quantizers[quantizer] = tuple(_stage(name, a) for a in decision.stages if a.enable)
+            shape = site.quantized.quantizer_shape(site.layer, quantizer)
+            quantizers[quantizer] = tuple(_stage(name, a, shape) for a in decision.stages if a.enable)
         elif quantizer == "weight_quantizer":
-            reasons.append(_off_reason(decision))
-    return LayerSetting(site, quantizers, "; ".join(reasons))
+            reason = _off_reason(decision)
+    return LayerSetting(site, quantizers, reason, tuple(rules))
 
 
-def _stage(name: str, attributes: QuantizerAttributes) -> StageSetting:
+def _stage(name: str, attributes: QuantizerAttributes, shape: tuple[int, ...] | None) -> StageSetting:
     try:
         spec = attributes.to_spec()
+        if shape is not None and all(shape):
+            spec.granularity.scale_shape(shape)  # raises on axes that do not exist
         return StageSetting(spec, attributes.pinned_amax(), not attributes.pass_through_bwd)
     except (ConfigError, UnsupportedError) as error:
         raise type(error)(f"{name}: {error}") from error
+    except ShapeError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _off_reason(decision: Decision) -> str:
-    if decision.rule is None:
+    if not decision.rules:
         return "no entry of the config matches its weight"
-    if decision.rule.enable is False:
-        return f"turned off by {decision.rule}"
-    return f"left off by {decision.rule}, which does not say enable=True"
+    last = decision.rules[-1]
+    return (
+        f"turned off by {last}" if last.turns_off else f"left off by {last}, which does not say enable=True"
+    )

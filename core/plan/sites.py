@@ -12,6 +12,7 @@ from octavo.core.modules import (
     QuantModule,
     class_key,
     combined_class,
+    fused_layers,
     quantized_class,
     registered_base,
 )
@@ -37,7 +38,7 @@ class Site:
 
     def class_names(self) -> frozenset[str]:
         """Return the names by which a config's `parent_class` may call its class."""
-        return frozenset(name for cls in type(self.layer).__mro__ for name in _names(cls))
+        return class_names(self.layer)
 
 
 def find_sites(model: nn.Module, attention: Mapping[str, nn.Module]) -> tuple[list[Site], dict[str, str]]:
@@ -48,15 +49,23 @@ def find_sites(model: nn.Module, attention: Mapping[str, nn.Module]) -> tuple[li
         attention: Layers whose q, k and v can be quantized, by name, from the adapter.
     """
     sites, reasons = [], {}
+    fused = fused_layers(model)
     for name, layer in model.named_modules():
         quantized = quantized_class(type(layer))
         if name in attention:
             quantized = combined_class(QuantAttention, type(layer))
-        if quantized is not None:
+        if layer in fused:
+            reasons[name] = fused[layer]
+        elif quantized is not None:
             sites.append(Site(name, layer, quantized))
         elif any(parameter.dim() > 1 for parameter in layer.parameters(recurse=False)):
             reasons[name] = _reason(type(layer))
     return sites, reasons
+
+
+def class_names(layer: nn.Module) -> frozenset[str]:
+    """Return the names of a layer's class and its bases: `Linear`, `nn.Linear`, `torch.nn.modules.linear:Linear`."""
+    return frozenset(name for cls in type(layer).__mro__ for name in _names(cls))
 
 
 def _reason(cls: type[nn.Module]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from octavo.core.errors import ConfigError
 from octavo.core.model.description import ModelDescription
 from octavo.core.plugins.markers import hookspec
 
@@ -25,7 +26,7 @@ class PluginInfo:
     """What `octavo plugins` shows of a plugin.
 
     Attributes:
-        name: Short name, which the environment switches use.
+        name: Short name, the same as that of its entry point.
         summary: One line.
         requires: Importable packages without which it does nothing.
     """
@@ -38,6 +39,8 @@ class PluginInfo:
 @dataclass(frozen=True)
 class DataRequest:
     """How text becomes batches of tokens.
+
+    Raises ConfigError where a number is below 1.
 
     Attributes:
         source: A text file (one stream, cut into windows), a .jsonl file of documents with a `text` field, or
@@ -53,6 +56,11 @@ class DataRequest:
     sequence_length: int = 512
     batch_size: int = 8
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "sequence_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
 
 
 @hookspec
@@ -85,6 +93,11 @@ def attention_layers(model: nn.Module) -> Mapping[str, nn.Module] | None:
     """Return the layers, by name, whose q, k and v the adapter can hand to quantizers. Called by the plan."""
 
 
+@hookspec(firstresult=True)
+def left_out_attention(model: nn.Module) -> Mapping[str, str] | None:
+    """Return {layer name: reason} of attention layers whose q, k and v it cannot hand over. Called by the plan."""
+
+
 @hookspec
 def prepare_model(model: nn.Module) -> None:
     """Make the framework run quantized layers. Called after layers were swapped; must be reversible."""
@@ -106,13 +119,18 @@ def write_companions(model: nn.Module, directory: Path, tokenizer: Any, dtype: t
 
 
 @hookspec(firstresult=True)
-def load_model(path: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
-    """Load an unquantized checkpoint for evaluation and calibration. Called by the command line."""
+def load_model(
+    path: Path, dtype: torch.dtype | None, trust_remote_code: bool, quiet: bool
+) -> nn.Module | None:
+    """Load an unquantized checkpoint for evaluation and calibration. Called by the command line.
+
+    `dtype` None stands for the config's, as in `build_model`; `quiet` for no progress bars.
+    """
 
 
 @hookspec(firstresult=True)
-def build_model(directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module | None:
-    """Build the model of a checkpoint without loading its weights. Called by checkpoint readers."""
+def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
+    """Build the model of a checkpoint without loading its weights. Called by readers and by the command line."""
 
 
 @hookspec(firstresult=True)

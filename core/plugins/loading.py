@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
+from octavo.core.console import say
+from octavo.core.errors import FOREIGN_FAILURES, PluginError, listed, nearest
 from octavo.core.modules import register, unregister
 from octavo.core.plugins import hookspecs
 from octavo.core.plugins.builtin import builtin_plugins
@@ -17,11 +20,8 @@ from octavo.core.plugins.hookspecs import PluginInfo
 
 ENTRY_POINT_GROUP = "octavo"
 
-# Whatever a stranger's module may raise while it is imported or registered; interrupts and exits pass.
-_FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, NameError,
-    OSError, ReferenceError, RuntimeError, SyntaxError, TypeError, ValueError, pluggy.PluginValidationError,
-)  # fmt: skip
+# What a stranger's module may raise while it is imported or registered; interrupts and exits pass.
+_FAILURES = (*FOREIGN_FAILURES, pluggy.PluginValidationError)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PluginStatus:
     """One plugin as `octavo plugins` lists it.
 
     Attributes:
-        name: Its own name, or its entry point's where it could not say.
+        name: Its entry point's name, which the environment switches use.
         origin: `built-in`, or the distribution it comes from.
         info: What it says of itself, or None when it is broken.
         error: Why it is not loaded, or None.
@@ -62,6 +62,7 @@ def load_plugins() -> tuple[pluggy.PluginManager, list[PluginStatus]]:
             statuses.append(PluginStatus(name, "built-in", _adopt(manager, name, import_module(module))))
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         statuses.append(_load_entry_point(manager, entry))
+    _warn_of_unknown_names([status.name for status in statuses])
     return manager, statuses
 
 
@@ -88,13 +89,34 @@ def _adopt(manager: pluggy.PluginManager, name: str, plugin: object) -> PluginIn
             for original, quantized in classes.items():
                 register(original, quantized)
                 registered.append(original)
+        _check_exporters(manager.hook.exporters())
         infos = manager.subset_hook_caller("plugin_info", others)()
+        return _checked_info(infos[0]) if infos else PluginInfo(name, "(says nothing of itself)")
     except _FAILURES:
         manager.unregister(plugin)
         for original in registered:
             unregister(original)
         raise
-    return infos[0] if infos else PluginInfo(name, "(says nothing of itself)")
+
+
+def _check_exporters(answers: Sequence[Mapping[str, str]]) -> None:
+    brought = [name for answer in answers for name, _ in answer.items()]
+    taken = sorted({name for name in brought if brought.count(name) > 1})
+    if taken:
+        raise PluginError(f"another plugin has an exporter of this name already: {listed(taken)}")
+
+
+def _checked_info(info: object) -> PluginInfo:
+    if not isinstance(info, PluginInfo):
+        raise PluginError(f"its hook plugin_info must return a PluginInfo, found {type(info).__name__}")
+    return info
+
+
+def _warn_of_unknown_names(known: Sequence[str]) -> None:
+    for variable in ("OCTAVO_PLUGINS", "OCTAVO_PLUGINS_OFF"):
+        for name in sorted(_names(variable) - set(known)):
+            hint = nearest(name, known)
+            say(f"warning: {variable} names {name!r}, and no plugin is called so.{hint}", quiet=False)
 
 
 def _names(variable: str) -> set[str]:

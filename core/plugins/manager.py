@@ -12,7 +12,7 @@ import pluggy
 import torch
 from torch import nn
 
-from octavo.core.errors import PluginError, nearest
+from octavo.core.errors import FOREIGN_FAILURES, CheckpointError, PluginError, nearest
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.exporter import Exporter
 from octavo.core.plugins.hookspecs import DataRequest
@@ -35,13 +35,19 @@ class Plugins:
         """Return the exporter called `name`.
 
         Raises:
-            PluginError: there is none.
+            PluginError: there is none, or its plugin's module cannot be imported.
         """
         if name not in self._exporters:
             known = self.exporter_names()
             raise PluginError(f"no exporter {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
         module, _, attribute = self._exporters[name].partition(":")
-        return cast(Exporter, getattr(import_module(module), attribute))
+        try:
+            return cast(Exporter, getattr(import_module(module), attribute))
+        except FOREIGN_FAILURES as error:
+            raise PluginError(
+                f"the exporter {name!r} cannot be loaded from {self._exporters[name]} "
+                f"({type(error).__name__}: {error}); mend its plugin, or leave it out with OCTAVO_PLUGINS_OFF"
+            ) from error
 
     def describe_model(self, model: nn.Module) -> ModelDescription | None:
         """Call the hook `describe_model`."""
@@ -54,6 +60,10 @@ class Plugins:
     def attention_layers(self, model: nn.Module) -> Mapping[str, nn.Module]:
         """Call the hook `attention_layers`."""
         return cast("Mapping[str, nn.Module]", self._hook.attention_layers(model=model) or {})
+
+    def left_out_attention(self, model: nn.Module) -> Mapping[str, str]:
+        """Call the hook `left_out_attention`."""
+        return cast("Mapping[str, str]", self._hook.left_out_attention(model=model) or {})
 
     def prepare_model(self, model: nn.Module) -> None:
         """Call the hook `prepare_model`."""
@@ -75,12 +85,16 @@ class Plugins:
         )
         return bool(answer)
 
-    def load_model(self, path: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module:
+    def load_model(
+        self, path: Path, dtype: torch.dtype | None, trust_remote_code: bool, quiet: bool = False
+    ) -> nn.Module:
         """Call the hook `load_model`."""
-        model = self._hook.load_model(path=path, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = self._hook.load_model(
+            path=path, dtype=dtype, trust_remote_code=trust_remote_code, quiet=quiet
+        )
         return cast(nn.Module, self._answered(model, "load", path))
 
-    def build_model(self, directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+    def build_model(self, directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module:
         """Call the hook `build_model`."""
         model = self._hook.build_model(directory=directory, dtype=dtype, trust_remote_code=trust_remote_code)
         return cast(nn.Module, self._answered(model, "build", directory))
@@ -96,6 +110,8 @@ class Plugins:
         return [dict(batch) for batch in self._answered(batches, "read", request.source)]
 
     def _answered(self, answer: Any, verb: str, what: object) -> Any:
+        if answer is None and isinstance(what, Path) and not what.exists():
+            raise CheckpointError(f"{what} does not exist; give the folder of a checkpoint")
         if answer is None:
             names = ", ".join(status.name for status in self.statuses if status.error is None)
             raise PluginError(

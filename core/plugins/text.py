@@ -34,7 +34,7 @@ def text_batches(
         Dicts of `input_ids` and `attention_mask`, int64 [batch, tokens], padded on the right.
 
     Raises:
-        ConfigError: the source is missing or empty.
+        ConfigError: the source is missing, cannot be read or has no text, or a number is below 1.
         PluginError: no plugin knows the tokenizer.
     """
     request = DataRequest(str(source), num_samples, sequence_length, batch_size, seed)

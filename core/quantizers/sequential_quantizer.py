@@ -6,14 +6,19 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from octavo.core import ops
 from octavo.core.quantizers.tensor_quantizer import TensorQuantizer
 
 
-class SequentialQuantizer(nn.Sequential):
+class SequentialQuantizer(nn.ModuleList):
     """Apply quantizers in turn; the names of its state are `<name>.0.amax`, `<name>.1.amax` and so on."""
 
-    def __init__(self, quantizers: Iterable[TensorQuantizer]) -> None:
-        super().__init__(*quantizers)
+    def __init__(self, quantizers: Iterable[TensorQuantizer] = ()) -> None:
+        super().__init__(quantizers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` rounded to each format in turn, by one operator, as layers apply the chain."""
+        return ops.operand(self.observe(x), self.active_state(), self.active_key, self.range_mask)
 
     def stages(self) -> list[TensorQuantizer]:
         """Return the quantizers that run in turn."""
@@ -32,7 +37,7 @@ class SequentialQuantizer(nn.Sequential):
 
     @property
     def range_mask(self) -> bool:
-        """Whether gradients stop where a value saturates in some stage."""
+        """Whether gradients stop where a value saturates in some stage; one stage without it turns it off."""
         return all(stage.range_mask for stage in self.stages())
 
     def active_state(self) -> list[Tensor]:

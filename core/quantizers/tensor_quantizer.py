@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from octavo.core import ops
 from octavo.core.errors import ModeError
-from octavo.core.formats import QuantSpec, chain_key
-
-NOTHING = chain_key([])
+from octavo.core.formats import QuantSpec
 
 
 class Collector(Protocol):
@@ -56,35 +54,35 @@ class TensorQuantizer(nn.Module):
         self.range_mask = range_mask
         self.collector: Collector | None = None
         self.register_buffer("pre_quant_scale", None)
-        self.spec = None
-        self._key = NOTHING
-        if spec is not None:
+        self.spec = spec
+        self._key = ops.NOTHING if spec is None else spec.key
+        if spec is not None and spec.state:
             for name in spec.state:
                 state_shape = spec.state_shape(name, shape)
                 self.register_buffer(name, torch.full(state_shape, torch.nan, device=device))
-            if spec.state:
-                self.register_buffer("calibrated", torch.zeros((), dtype=torch.uint8, device=device))
-            self.respecify(spec)
+            self.register_buffer("calibrated", torch.zeros((), dtype=torch.uint8, device=device))
 
     def respecify(self, spec: QuantSpec) -> None:
         """Change the format to one that needs the same state (finalizing does, and undoes it).
 
         Raises:
-            ModeError: the new format needs other state.
+            ModeError: the new format needs other state, or scales of other parts of the tensor.
         """
-        if self.spec is not None and self.spec.state != spec.state:
+        if spec.state != self._state_names:
             raise ModeError(
-                f"cannot change {self.spec} to {spec}: its state is {spec.state}, found {self.spec.state}"
+                f"cannot change {self.spec} to {spec}: its state is {spec.state}, found {self._state_names}"
+            )
+        if self.spec is not None and "amax" in spec.state and spec.granularity != self.spec.granularity:
+            raise ModeError(
+                f"cannot change {self.spec} to {spec}: an amax for each part of the one is none for the parts of "
+                "the other; quantize again with the other format"
             )
         self.spec = spec
         self._key = spec.key
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the format, or as it is while disabled or collecting."""
-        x = self.observe(x)
-        if not self.is_active or x.numel() == 0:
-            return x
-        return ops.fake_quantize(x, self.state_tensors(), self._key, self.range_mask)
+        return ops.operand(self.observe(x), self.active_state(), self.active_key, self.range_mask)
 
     def observe(self, x: Tensor) -> Tensor:
         """Apply `pre_quant_scale` and show the tensor to the collector, without rounding."""
@@ -102,11 +100,11 @@ class TensorQuantizer(nn.Module):
     @property
     def active_key(self) -> str:
         """The chain of specs that `forward` applies, for the ops; empty when it does not round."""
-        return self._key if self.is_active else NOTHING
+        return self._key if self.is_active else ops.NOTHING
 
     def named_state(self) -> dict[str, Tensor]:
         """Return the calibrated tensors by name, as `set_state` takes them."""
-        return {name: getattr(self, name) for name in self.spec.state} if self.spec is not None else {}
+        return {name: getattr(self, name) for name in self._state_names}
 
     def state_tensors(self) -> list[Tensor]:
         """Return the calibrated tensors in the order that the ops take them."""
@@ -119,26 +117,26 @@ class TensorQuantizer(nn.Module):
     @property
     def needs_calibration(self) -> bool:
         """Whether the format has state that was never set. Reads a tensor: not for use inside forward."""
-        return self.spec is not None and bool(self.spec.state) and not bool(self.calibrated)
+        return bool(self._state_names) and not bool(self.calibrated)
 
     @torch.no_grad()
     def set_state(self, **tensors: Tensor) -> None:
         """Set calibrated tensors by name and mark the quantizer as calibrated.
 
         Raises:
-            ModeError: a name is not part of this format's state, one is missing, or a shape differs.
+            ModeError: a name is not part of this format's state, one is missing, or a shape differs; nothing is set.
         """
-        expected = self.spec.state if self.spec is not None else ()
-        if set(tensors) != set(expected):
-            raise ModeError(f"{self.spec} has state {sorted(expected)}, found {sorted(tensors)}")
-        for name, value in tensors.items():
-            buffer = getattr(self, name)
-            if buffer.shape != value.shape:
-                raise ModeError(
-                    f"{name} of {self.spec} has shape {tuple(buffer.shape)}, found {tuple(value.shape)}"
-                )
-            buffer.copy_(value)
-        self.calibrated.fill_(1)
+        buffers = self.named_state()
+        if tensors.keys() != buffers.keys():
+            raise ModeError(f"{self.spec} has state {sorted(buffers)}, found {sorted(tensors)}")
+        for name, buffer in buffers.items():
+            found = tuple(tensors[name].shape)
+            if buffer.shape != found:
+                raise ModeError(f"{name} of {self.spec} has shape {tuple(buffer.shape)}, found {found}")
+        for name, buffer in buffers.items():
+            buffer.copy_(tensors[name])
+        if buffers:
+            self.calibrated.fill_(1)
 
     def stages(self) -> list[TensorQuantizer]:
         """Return the quantizers that run in turn: just this one."""
@@ -152,6 +150,16 @@ class TensorQuantizer(nn.Module):
             if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(moved.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        dtypes = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
+        super()._load_from_state_dict(*args, **kwargs)
+        for name, dtype in dtypes.items():  # load_state_dict(assign=True) puts in tensors of any dtype
+            self._buffers[name] = getattr(self, name).to(dtype)
+
+    @property
+    def _state_names(self) -> tuple[str, ...]:
+        return () if self.spec is None else self.spec.state
 
     def extra_repr(self) -> str:
         """Describe format and state for `print(model)`."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.formats import QuantSpec
+from octavo.core.formats.scales import SMALLEST_AMAX
 
 _CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 _CACHE_MAX = 448.0
@@ -21,21 +22,20 @@ def divisor_of(quantizer: str, spec: QuantSpec) -> float:
 
 
 def scale_from_state(state: dict[str, Tensor], divisor: float) -> Tensor:
-    """Return the fp32 [] scale that stands for an activation's one state tensor."""
+    """Return the fp32 [] scale that stands for an activation's one state tensor.
+
+    An activation that was always zero gets the scale 1, as in the peer's files: engines divide by it.
+    """
     (amax,) = state.values()
-    return (amax / divisor).reshape(())
+    return torch.where(amax < SMALLEST_AMAX, 1.0, amax / divisor).reshape(())
 
 
 def state_from_scale(scale: Tensor, spec: QuantSpec, divisor: float) -> dict[str, Tensor]:
-    """Return the quantizer state whose scale is `scale`, to the last bit where one exists.
+    """Return the quantizer state whose scale is `scale`: bit for bit, if the scale was made from a maximum.
 
     Args:
         scale: fp32, one element.
         spec: Format of the activation; it has one state tensor.
         divisor: From `divisor_of`.
     """
-    scale = scale.reshape(())
-    guess = scale * divisor
-    neighbours = (guess, torch.nextafter(guess, guess * 2), torch.nextafter(guess, guess * 0))
-    exact = next((amax for amax in neighbours if torch.equal(amax / divisor, scale)), guess)
-    return {spec.state[0]: exact}
+    return {spec.state[0]: scale.reshape(()) * divisor}

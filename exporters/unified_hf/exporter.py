@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.reader import UnifiedHfCheckpoint, is_unified_hf
-from octavo.exporters.unified_hf.targets import verdict
+from octavo.exporters.unified_hf.targets import cache_verdict, layer_verdict, mixture_verdict
 from octavo.exporters.unified_hf.writer import ExportReport, export_hf_checkpoint
 
 
@@ -30,7 +32,15 @@ class UnifiedHfExporter:
 
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""
-        return verdict(target, layer)
+        return layer_verdict(target, layer)
+
+    def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
+        """Say whether the engine `target` quantizes keys and values in this format."""
+        return cache_verdict(target, cache)
+
+    def serves_mixture(self, target: str, layers: Collection[LayerFormat]) -> Verdict:
+        """Say whether the engine `target` loads a checkpoint whose layers have all of these formats."""
+        return mixture_verdict(target, layers)
 
     def export(self, model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
         """Write `model` to `export_dir`; options are those of `export_hf_checkpoint`."""

@@ -1,22 +1,19 @@
-"""What a quantized model holds that this dialect can store, and what it cannot."""
+"""What a quantized model holds that this dialect can store; the rest is refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
 from octavo.core.calibration.max import uncalibrated
 from octavo.core.errors import ExportError, ModeError, listed
-from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantAttention, QuantModule, quantized_layers
+from octavo.exporters.unified_hf.caches import CACHES, cache_name
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_for, schemes
-
-FP8_KV = QuantSpec("e4m3", PerTensor())
-NVFP4_KV = QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0, dynamic=True)
 
 
 @dataclass(frozen=True)
@@ -25,15 +22,13 @@ class ExportableModel:
 
     Attributes:
         layers: Layers with their scheme.
-        attention: Attention layers whose keys and values are quantized.
+        attention: Attention layers that have a quantizer on.
         kv: Format of keys and values, or None.
-        warnings: What the checkpoint will not hold.
     """
 
     layers: dict[str, tuple[QuantModule, Scheme]]
     attention: dict[str, QuantAttention]
     kv: QuantSpec | None
-    warnings: list[str]
 
 
 def inspect_model(model: nn.Module) -> ExportableModel:
@@ -41,44 +36,35 @@ def inspect_model(model: nn.Module) -> ExportableModel:
 
     Raises:
         ModeError: the model is not quantized.
-        ExportError: a static quantizer was never calibrated, or a format has no place in this dialect; the
-            layers are named.
+        ExportError: a static quantizer was never calibrated, a layer has no place in this dialect, nothing is
+            quantized, or the model was itself read from a quantized checkpoint. The layers are named.
     """
-    if last_record(model, "quantize") is None:
-        raise ModeError("the model is not quantized; call octavo.quantize first")
-    waiting = [name for name, _ in uncalibrated(model)]
-    if waiting:
-        raise ExportError(
-            f"{len(waiting)} quantizers were never calibrated: {listed(waiting)}; run octavo.calibrate with data first"
-        )
+    _check_history(model)
     layers, attention, problems = {}, {}, []
     for name, layer in quantized_layers(model):
-        scheme = None if isinstance(layer, QuantAttention) else _scheme(layer)
+        if not active_specs(layer):
+            continue
         if isinstance(layer, QuantAttention):
             attention[name] = layer
-        elif scheme is not None:
+        elif (scheme := _scheme(layer)) is not None:
             layers[name] = (layer, scheme)
         else:
-            problems.append(f"{name} ({_active_specs(layer)})")
+            problems.append(f"{name} ({_shown(layer)})")
     if problems:
         known = ", ".join(dict.fromkeys(scheme.quant_algo for scheme in schemes()))
         raise ExportError(
             f"{len(problems)} layers have formats that this dialect cannot store: {listed(problems, 3)}. "
             f"It stores {known}"
         )
+    _check_int4_rows(layers)
     kv = _kv_format(attention)
-    return ExportableModel(layers, attention, kv, _warnings(layers, attention, kv))
+    if not layers and kv is None:
+        raise ExportError("no quantizer is on that a checkpoint stores; save_pretrained writes a plain model")
+    return ExportableModel(layers, attention, kv)
 
 
-def _scheme(layer: QuantModule) -> Scheme | None:
-    specs = _active_specs(layer)
-    weight, inputs = specs.get("weight_quantizer", []), specs.get("input_quantizer", [])
-    if len(weight) != 1 or len(inputs) > 1:
-        return None
-    return scheme_for(LayerFormat(weight[0], inputs[0] if inputs else None))
-
-
-def _active_specs(layer: QuantModule) -> dict[str, list[QuantSpec]]:
+def active_specs(layer: QuantModule) -> dict[str, list[QuantSpec]]:
+    """Return the formats of each quantizer of a layer that is on."""
     specs = {
         name: [stage.spec for stage in quantizer.stages() if stage.enabled and stage.spec is not None]
         for name, quantizer in layer.quantizers().items()
@@ -86,51 +72,66 @@ def _active_specs(layer: QuantModule) -> dict[str, list[QuantSpec]]:
     return {name: chain for name, chain in specs.items() if chain}
 
 
+def _check_history(model: nn.Module) -> None:
+    record = last_record(model, "quantize")
+    if record is None:
+        raise ModeError("the model is not quantized; call octavo.quantize first")
+    if "checkpoint" in record.config:
+        raise ExportError(
+            f"the model was read from {record.config['checkpoint']} and its weights are dequantized; copy that "
+            "checkpoint, or quantize the original model again"
+        )
+    waiting = [name for name, _ in uncalibrated(model)]
+    if waiting:
+        raise ExportError(
+            f"{len(waiting)} quantizers were never calibrated: {listed(waiting)}; run octavo.calibrate with data first"
+        )
+
+
+def _check_int4_rows(layers: dict[str, tuple[QuantModule, Scheme]]) -> None:
+    rows = {
+        name: layer.quantized_weights()["weight_quantizer"].shape[0]
+        for name, (layer, scheme) in layers.items()
+        if scheme.weight.element == "int4"
+    }
+    odd = [f"{name} ({number} rows)" for name, number in rows.items() if number % 2]
+    if odd:
+        raise ExportError(
+            f"INT4 weights are stored in pairs of rows, and the number of rows is odd in {listed(odd)}; leave them out"
+        )
+
+
+def _scheme(layer: QuantModule) -> Scheme | None:
+    specs = active_specs(layer)
+    weight, inputs = specs.get("weight_quantizer", []), specs.get("input_quantizer", [])
+    if not weight or any(len(quantizer.stages()) > 1 for quantizer in layer.quantizers().values()):
+        return None
+    return scheme_for(LayerFormat(weight[0], inputs[0] if inputs else None))
+
+
+def _shown(layer: QuantModule) -> str:
+    return ", ".join(
+        f"{name} {' then '.join(map(str, chain))}" for name, chain in active_specs(layer).items()
+    )
+
+
 def _kv_format(attention: dict[str, QuantAttention]) -> QuantSpec | None:
     formats: dict[QuantSpec, list[str]] = {}
+    alone = []
     for name, layer in attention.items():
-        specs = _active_specs(layer)
-        for quantizer in ("k_bmm_quantizer", "v_bmm_quantizer"):
-            chain: Sequence[QuantSpec | None] = specs.get(quantizer, [None])
+        chains = {q: chain for q, chain in active_specs(layer).items() if q != "q_bmm_quantizer"}
+        if len(chains) == 1:
+            alone.append(f"{name}.{next(iter(chains))}")
+        for quantizer, chain in chains.items():
             for spec in chain:
-                if spec is not None:
-                    formats.setdefault(spec, []).append(f"{name}.{quantizer}")
-    storable = {FP8_KV, replace(FP8_KV, dynamic=True), NVFP4_KV}
-    if len(formats) > 1 or not formats.keys() <= storable:
+                formats.setdefault(spec, []).append(f"{name}.{quantizer}")
+    if len(formats) > 1 or any(cache_name(spec) is None for spec in formats):
+        known = " or ".join(map(str, CACHES.values()))
         found = "; ".join(f"{spec} at {listed(names, 2)}" for spec, names in formats.items())
+        raise ExportError(f"the KV cache of a checkpoint has one format, {known}; found {found}")
+    if alone:
         raise ExportError(
-            f"the KV cache of a checkpoint has one format, {FP8_KV} or {NVFP4_KV}; found {found}"
+            f"a checkpoint's cache has quantized keys and values or neither, and {listed(alone, 2)} are on alone; "
+            "quantize both"
         )
     return next(iter(formats), None)
-
-
-def _warnings(
-    layers: dict[str, tuple[QuantModule, Scheme]], attention: dict[str, QuantAttention], kv: QuantSpec | None
-) -> list[str]:
-    unscaled = [name for name, (_, scheme) in layers.items() if _is_dynamic_tensor(scheme.inputs)]
-    unscaled += list(attention) if _is_dynamic_tensor(kv) else []
-    unstored = [
-        f"{name}.{quantizer}"
-        for name, layer in [*((name, layer) for name, (layer, _) in layers.items()), *attention.items()]
-        for quantizer in _active_specs(layer)
-        if quantizer in ("output_quantizer", "q_bmm_quantizer")
-    ]
-    unread = sorted({scheme.quant_algo for _, scheme in layers.values() if scheme.quant_algo in _UNREAD})
-    warnings = []
-    if unscaled:
-        warnings.append(
-            f"{len(unscaled)} layers were never calibrated (algorithm None): the checkpoint has no activation scales "
-            f"for them ({listed(unscaled, 2)})"
-        )
-    if unstored:
-        warnings.append(f"the dialect has no place for {len(unstored)} quantizers: {listed(unstored, 2)}")
-    if unread:
-        warnings.append(f"no serving engine reads {', '.join(unread)} yet; Octavo does")
-    return warnings
-
-
-_UNREAD = ("W4A16_MXFP4", "MXFP6", "MXINT8")
-
-
-def _is_dynamic_tensor(spec: QuantSpec | None) -> bool:
-    return spec is not None and spec.dynamic and isinstance(spec.granularity, PerTensor)

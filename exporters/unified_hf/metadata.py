@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from octavo.core.formats import QuantSpec
+from octavo.exporters.unified_hf.caches import cache_name
 from octavo.exporters.unified_hf.schemes import Scheme, block_length
 
 # Readers test the producer's name and version, so they name the dialect; `written_by` names the writer.
@@ -26,7 +27,7 @@ def nested_metadata(layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequenc
     """
     quantization: dict[str, Any] = {
         "quant_algo": _quant_algo(layers),
-        "kv_cache_quant_algo": None if kv is None else _kv_name(kv),
+        "kv_cache_quant_algo": None if kv is None else cache_name(kv),
     }
     if quantization["quant_algo"] == MIXED:
         quantization["quantized_layers"] = _quantized_layers(layers)
@@ -46,7 +47,9 @@ def flat_metadata(layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequence[
     if layers and quant_algo != MIXED and _first(layers)[0].config_groups:
         scheme, weight = _first(layers)
         group = {} if scheme.inputs is None else {"input_activations": _group_format(scheme.inputs)}
-        flat["config_groups"] = {"group_0": {**group, "weights": _group_format(weight), "targets": ["Linear"]}}
+        flat["config_groups"] = {
+            "group_0": {**group, "weights": _group_format(weight), "targets": ["Linear"]}
+        }
     flat |= {"ignore": sorted(exclude), "quant_algo": quant_algo}
     if quant_algo == MIXED:
         flat["quantized_layers"] = _quantized_layers(layers)
@@ -79,10 +82,6 @@ def _group_format(spec: QuantSpec) -> dict[str, Any]:
     length = block_length(spec)
     described = {"dynamic": False, "num_bits": spec.element_type.bits, "type": "float"}
     return {**described, "group_size": length} if length else described
-
-
-def _kv_name(kv: QuantSpec) -> str:
-    return "NVFP4" if kv.element == "e2m1" else "FP8"
 
 
 def _producer() -> dict[str, str]:

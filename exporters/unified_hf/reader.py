@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.core.errors import CheckpointError
+from octavo.core.errors import CheckpointError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import InputState, LayerFormat
 from octavo.core.model.shard_reader import ShardReader, read_json
 from octavo.core.packed import PackedTensor
 from octavo.exporters.unified_hf.activation_scales import divisor_of, state_from_scale
-from octavo.exporters.unified_hf.inspection import FP8_KV, NVFP4_KV
-from octavo.exporters.unified_hf.metadata import MIXED
+from octavo.exporters.unified_hf.caches import CACHES
+from octavo.exporters.unified_hf.metadata_reader import NESTED_FILE, read_metadata
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_named
-from octavo.exporters.unified_hf.spelling import unspell
+from octavo.exporters.unified_hf.spelling import CODE_DTYPES, unspell, weight_shape
 
-_SUFFIXES = ("weight", "weight_scale", "weight_scale_2")
+_WEIGHT_PARTS = ("weight", "weight_scale", "weight_scale_2")
+_CACHE_SCALES = ("k_scale", "v_scale")
+_SCALES = ("weight_scale", "weight_scale_2", "input_scale", *_CACHE_SCALES)
 
 
 class UnifiedHfCheckpoint:
@@ -34,135 +37,130 @@ class UnifiedHfCheckpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._shards = ShardReader(directory)
-        self._config = read_json(directory / "config.json")
-        self._metadata = _metadata(directory, self._config)
-        self.dtype = _dtype(self._config, directory)
-        suffix = ".weight_scale"
-        self._schemes = {
-            name.removesuffix(suffix): self._scheme(name.removesuffix(suffix))
-            for name in self._shards.names()
-            if name.endswith(suffix)
-        }
+        config = read_json(directory / "config.json")
+        self._metadata = read_metadata(directory, config)
+        self.dtype = _dtype(config, directory)
+        self._schemes = {module: self._scheme(module) for module in self._modules_with("weight_scale")}
+        for suffix in ("weight_scale_2", "input_scale"):
+            for module in self._modules_with(suffix):
+                if module not in self._schemes:
+                    raise CheckpointError(
+                        f"{directory} has {module}.{suffix} and lacks {module}.weight_scale, which goes with it"
+                    )
         self.layers = {module: LayerFormat(s.weight, s.inputs) for module, s in self._schemes.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor]]:
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
         for name in self._shards.names():
             module, _, suffix = name.rpartition(".")
-            if suffix in ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale"):
+            if suffix in _SCALES:
                 continue
             if suffix == "weight" and module in self._schemes:
                 yield name, self._packed(module)
-            else:
-                yield name, self._shards.tensor(name)
+                continue
+            tensor = self._shards.tensor(name)
+            if suffix == "weight" and tensor.dtype in CODE_DTYPES:
+                raise CheckpointError(
+                    f"{self._shards.where(name)} holds codes ({tensor.dtype}), and {module}.weight_scale is missing"
+                )
+            yield name, tensor
 
     def activations(self) -> dict[str, InputState]:
-        """Return format and state of every activation quantizer by its full name."""
+        """Return format and state of every activation quantizer by its full name.
+
+        Raises:
+            CheckpointError: a scale is missing or no positive number, or inputs are smoothed.
+        """
+        smoothed = self._modules_with("pre_quant_scale")
+        if smoothed:
+            raise CheckpointError(
+                f"{self.directory}: inputs of {listed(smoothed, 2)} have a pre_quant_scale; smoothed checkpoints "
+                "(SmoothQuant, AWQ) are not read yet"
+            )
         states = {}
         for module, scheme in self._schemes.items():
             if scheme.inputs is not None:
-                scale = self._scale(f"{module}.input_scale", bool(scheme.inputs.state))
-                states[f"{module}.input_quantizer"] = _input_state("input_quantizer", scale, scheme.inputs)
-        return states | self._kv_states()
+                name = f"{module}.input_scale"
+                state = self._state("input_quantizer", scheme.inputs, name) if scheme.inputs.state else {}
+                states[f"{module}.input_quantizer"] = InputState(scheme.inputs, state)
+        return states | self._cache_states()
+
+    def cache_without_scales(self) -> dict[str, InputState]:
+        """Return what quantizes keys and values that have no scales, by quantizer: engines take the scale 1."""
+        if self._metadata.cache is None:
+            return {}
+        spec, one = CACHES[self._metadata.cache], torch.ones(())
+        quantizers = ("k_bmm_quantizer", "v_bmm_quantizer")
+        return {q: InputState(spec, state_from_scale(one, spec, divisor_of(q, spec))) for q in quantizers}
 
     def describe(self) -> dict[str, Any]:
         """Return what `octavo inspect` shows, JSON-ready."""
-        algorithms: dict[str, int] = {}
-        for scheme in self._schemes.values():
-            algorithms[scheme.quant_algo] = algorithms.get(scheme.quant_algo, 0) + 1
         return {
             "dialect": "unified_hf",
-            "quant_algo": self._metadata["quant_algo"],
-            "kv_cache_quant_algo": self._metadata["kv_cache_quant_algo"],
-            "layers": algorithms,
-            "excluded": self._metadata["exclude_modules"],
+            "quant_algo": self._metadata.quant_algo,
+            "kv_cache_quant_algo": self._metadata.cache,
+            "layers": dict(Counter(scheme.quant_algo for scheme in self._schemes.values())),
+            "excluded": self._metadata.exclude,
             "num_tensors": len(self._shards.names()),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
+    def _modules_with(self, suffix: str) -> list[str]:
+        return [n.removesuffix(f".{suffix}") for n in self._shards.names() if n.endswith(f".{suffix}")]
+
     def _scheme(self, module: str) -> Scheme:
-        algorithm, where = self._metadata["quant_algo"], str(self.directory)
-        if str(algorithm).upper() == MIXED:
-            layers = self._metadata.get("quantized_layers") or {}
-            if module not in layers:
-                raise CheckpointError(f"{where}: {module} has a weight_scale and is not in quantized_layers")
-            algorithm = layers[module]["quant_algo"]
-        if algorithm is None:
-            raise CheckpointError(
-                f"{where}: {module} has a weight_scale and the checkpoint names no quant_algo"
-            )
-        return scheme_named(algorithm, f"{module}.input_scale" in self._shards, where)
+        static_inputs = f"{module}.input_scale" in self._shards
+        return scheme_named(self._metadata.quant_algo_of(module), static_inputs, str(self.directory))
 
     def _packed(self, module: str) -> PackedTensor:
-        where = self._shards.where(f"{module}.weight")
-        found = {
-            s: self._shards.tensor(f"{module}.{s}") for s in _SUFFIXES if f"{module}.{s}" in self._shards
-        }
-        scheme = self._schemes[module]
-        columns = found["weight"].shape[-1] * 8 // scheme.weight.element_type.bits
-        if scheme.weight.element == "int4":  # packed along rows
-            columns = found["weight"].shape[-1]
-        blocks = found["weight_scale"].shape[-1] if found["weight_scale"].dim() == 2 else 1
-        return unspell(found, scheme.weight_with_block(-(-columns // max(blocks, 1))), self.dtype, where)
+        parts = [part for part in _WEIGHT_PARTS if f"{module}.{part}" in self._shards]
+        found = {part: self._shards.tensor(f"{module}.{part}") for part in parts}
+        where, scheme = self._shards.where(f"{module}.weight"), self._schemes[module]
+        length = self._metadata.group_size_of(module)
+        if length is None:
+            columns = weight_shape(found["weight"], scheme.weight, where)[1]
+            length = columns // max([1, *found["weight_scale"].shape[-1:]])
+        return unspell(found, scheme.weight_with_block(max(length, 1)), self.dtype, where)
 
-    def _scale(self, name: str, needed: bool) -> Tensor | None:
+    def _state(self, quantizer: str, spec: QuantSpec, name: str) -> dict[str, Tensor]:
+        """Return the state that the scale called `name` stands for."""
         if name not in self._shards:
-            if needed:
-                raise CheckpointError(f"{self.directory}: tensor {name!r} is missing, which its format needs")
-            return None
-        scale = self._shards.tensor(name)
-        if scale.numel() != 1 or not scale.float().isfinite().all() or scale.float().item() <= 0:
+            raise CheckpointError(f"{self.directory}: tensor {name!r} is missing, which its format needs")
+        scale = self._shards.tensor(name).float()
+        if scale.numel() != 1 or not scale.isfinite().all() or scale.item() <= 0:
             raise CheckpointError(f"{self._shards.where(name)} must be one positive number, found {scale}")
-        return scale.float()
+        return state_from_scale(scale, spec, divisor_of(quantizer, spec))
 
-    def _kv_states(self) -> dict[str, InputState]:
-        algorithm = self._metadata["kv_cache_quant_algo"]
-        if algorithm is None:
+    def _cache_states(self) -> dict[str, InputState]:
+        if self._metadata.cache is None:
             return {}
-        spec = NVFP4_KV if algorithm == "NVFP4" else FP8_KV
-        states = {}
-        for name in self._shards.names():
-            module, _, suffix = name.rpartition(".")
-            if suffix in ("k_scale", "v_scale"):
+        spec, states = CACHES[self._metadata.cache], {}
+        for suffix in _CACHE_SCALES:
+            for module in self._modules_with(suffix):
                 attention = module.removesuffix(f".{suffix[0]}_proj")
-                quantizer = f"{suffix[0]}_bmm_quantizer"
-                states[f"{attention}.{quantizer}"] = _input_state(quantizer, self._scale(name, True), spec)
+                for letter in "kv":  # one without the other is missing something
+                    place = attention if module == attention else f"{attention}.{letter}_proj"
+                    quantizer = f"{letter}_bmm_quantizer"
+                    state = self._state(quantizer, spec, f"{place}.{letter}_scale")
+                    states[f"{attention}.{quantizer}"] = InputState(spec, state)
         return states
-
-
-def _input_state(quantizer: str, scale: Tensor | None, spec: QuantSpec) -> InputState:
-    state = {} if scale is None else state_from_scale(scale, spec, divisor_of(quantizer, spec))
-    return InputState(spec, state)
 
 
 def is_unified_hf(directory: Path) -> bool:
     """Whether a folder holds a checkpoint of this dialect."""
-    if (directory / "hf_quant_config.json").is_file():
+    if (directory / NESTED_FILE).is_file():
         return True
     if not (directory / "config.json").is_file():
         return False
-    config = read_json(directory / "config.json").get("quantization_config") or {}
-    return config.get("quant_method") == "modelopt"
-
-
-def _metadata(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return quant_algo, kv_cache_quant_algo, exclude_modules and quantized_layers from whichever file has them."""
-    if (directory / "hf_quant_config.json").is_file():
-        nested = read_json(directory / "hf_quant_config.json").get("quantization")
-        if not isinstance(nested, dict) or "quant_algo" not in nested:
-            raise CheckpointError(f"{directory / 'hf_quant_config.json'} names no quantization.quant_algo")
-        return {"kv_cache_quant_algo": None, "exclude_modules": [], **nested}
-    flat = config.get("quantization_config") or {}
-    if "quant_algo" not in flat:
-        raise CheckpointError(f"{directory / 'config.json'} names no quantization_config.quant_algo")
-    kv = flat.get("kv_cache_scheme")
-    kv_name = None if kv is None else "NVFP4" if kv.get("num_bits") == 4 else "FP8"
-    return {**flat, "kv_cache_quant_algo": kv_name, "exclude_modules": flat.get("ignore", [])}
+    config = read_json(directory / "config.json").get("quantization_config")
+    return isinstance(config, dict) and config.get("quant_method") == "modelopt"
 
 
 def _dtype(config: dict[str, Any], directory: Path) -> torch.dtype:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"{directory / 'config.json'} has dtype {name!r}, which torch does not know")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CheckpointError(
+            f"{directory / 'config.json'} has dtype {name!r}, which is no float dtype of torch"
+        )
     return dtype

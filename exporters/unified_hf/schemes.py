@@ -40,10 +40,9 @@ class Scheme:
     def matches(self, layer: LayerFormat) -> bool:
         """Whether a layer of this format is stored by this scheme."""
         weight = _comparable(layer.weight)
-        if self.weight.granularity == PerBlock(((-1, _ANY_LENGTH),)) and _one_dim_block(weight):
+        if self._has_open_blocks and _one_dim_block(weight):
             weight = replace(weight, granularity=self.weight.granularity)
-        inputs = None if layer.inputs is None else replace(layer.inputs, arithmetic="multiply")
-        return weight == _comparable(self.weight) and inputs == self.inputs
+        return weight == _comparable(self.weight) and layer.inputs == self.inputs
 
     def stored_weight(self, weight: QuantSpec) -> QuantSpec:
         """Return the format that the dialect's bytes of a weight calibrated as `weight` have."""
@@ -52,9 +51,13 @@ class Scheme:
     def weight_with_block(self, length: int) -> QuantSpec:
         """Return the stored weight format with an open block length filled in."""
         weight = self.weight
-        if weight.granularity == PerBlock(((-1, _ANY_LENGTH),)):
+        if self._has_open_blocks:
             weight = replace(weight, granularity=PerBlock(((-1, length),)))
         return self.stored_weight(weight)
+
+    @property
+    def _has_open_blocks(self) -> bool:
+        return self.weight.granularity == PerBlock(((-1, _ANY_LENGTH),))
 
 
 @lru_cache(maxsize=1)

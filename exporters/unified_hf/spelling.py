@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +11,12 @@ from torch import Tensor
 from octavo.core.errors import CheckpointError
 from octavo.core.formats import PerBlock, QuantSpec
 from octavo.core.formats.packing import pack, unpack
+from octavo.core.formats.scales import SCALE_DTYPES, decode_e8m0
 from octavo.core.packed import PackedTensor
 
 # Dtype in which whole-byte codes are stored; narrower codes are stored as uint8.
-_CODE_DTYPES = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8}
+_WHOLE_BYTES = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8}
+CODE_DTYPES = {*_WHOLE_BYTES.values(), torch.uint8}
 
 
 def spell(packed: PackedTensor) -> dict[str, Tensor]:
@@ -26,16 +29,16 @@ def spell(packed: PackedTensor) -> dict[str, Tensor]:
     if packed.spec.element == "int4":
         rows = unpack(payload, 4, packed.shape[-1]).transpose(-1, -2)
         payload = pack(rows, 4).transpose(-1, -2)
-    elif packed.spec.element in _CODE_DTYPES:
-        payload = payload.view(_CODE_DTYPES[packed.spec.element])
-    if is_square(packed.spec):
+    elif packed.spec.element in _WHOLE_BYTES:
+        payload = payload.view(_WHOLE_BYTES[packed.spec.element])
+    if _is_square(packed.spec):
         scale = scale.reshape(()) if scale.numel() == 1 else scale[:, None, :, None]
     tensors = {"weight": payload.contiguous(), "weight_scale": scale.contiguous()}
     return tensors if packed.global_scale is None else {**tensors, "weight_scale_2": packed.global_scale}
 
 
 def unspell(tensors: Mapping[str, Tensor], spec: QuantSpec, dtype: torch.dtype, where: str) -> PackedTensor:
-    """Undo `spell`.
+    """Undo `spell`. A scale of one number may have any number of dims.
 
     Args:
         tensors: {suffix: tensor}.
@@ -44,43 +47,64 @@ def unspell(tensors: Mapping[str, Tensor], spec: QuantSpec, dtype: torch.dtype, 
         where: File and module, for messages.
 
     Raises:
-        CheckpointError: a tensor is missing, has another dtype or shape, or a scale is not a finite number.
+        CheckpointError: a tensor is missing or has no place in the format, its dtype or shape is another one, or
+            a scale is NaN, infinite or negative.
     """
     needed = ["weight", "weight_scale", *(["weight_scale_2"] if spec.global_max is not None else [])]
     for suffix in needed:
         if suffix not in tensors:
             raise CheckpointError(f"{where}: {suffix} is missing, which {spec} needs")
-        _check_dtype(suffix, tensors[suffix], spec, where)
-    payload, scale, global_scale = tensors["weight"], tensors["weight_scale"], tensors.get("weight_scale_2")
+        _check_values(suffix, tensors[suffix], spec, where)
+    if len(tensors) > len(needed):
+        raise CheckpointError(f"{where}: {spec} has {', '.join(needed)}; found {', '.join(tensors)}")
+    payload, shape = tensors["weight"], weight_shape(tensors["weight"], spec, where)
     if spec.element == "int4":
-        shape = (2 * payload.shape[0], payload.shape[1])
         payload = pack(unpack(payload.transpose(0, 1), 4, shape[0]).transpose(0, 1).contiguous(), 4)
-    else:
-        payload = payload.view(torch.uint8)
-        shape = (payload.shape[0], payload.shape[1] * 8 // spec.element_type.bits)
-    if is_square(spec):
-        scale = scale.reshape(spec.granularity.scale_shape(shape))
-    packed = PackedTensor(payload, scale, global_scale, spec, shape, dtype)
-    try:
-        packed.check()
-    except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    return packed
+    blocks = spec.granularity.scale_shape(shape)
+    stored = (blocks[0], 1, blocks[1], 1) if _is_square(spec) else blocks
+    of = f"of a tensor {shape} packed as {spec}"
+    scale = _reshaped(tensors["weight_scale"], stored, blocks, f"{where}: weight_scale {of}")
+    global_scale = tensors.get("weight_scale_2")
+    if global_scale is not None:
+        global_scale = _reshaped(global_scale, (), (), f"{where}: weight_scale_2 {of}")
+    return PackedTensor(payload.view(torch.uint8), scale, global_scale, spec, shape, dtype)
 
 
-def is_square(spec: QuantSpec) -> bool:
+def weight_shape(codes: Tensor, spec: QuantSpec, where: str) -> tuple[int, int]:
+    """Return the shape [out, in] of the weight that stored codes stand for.
+
+    Raises:
+        CheckpointError: the codes are no matrix.
+    """
+    if codes.dim() != 2:
+        raise CheckpointError(f"{where} must be a matrix, found shape {tuple(codes.shape)}")
+    rows, columns = codes.shape
+    return (2 * rows, columns) if spec.element == "int4" else (rows, columns * 8 // spec.element_type.bits)
+
+
+def _is_square(spec: QuantSpec) -> bool:
     """Whether a format has blocks over rows and columns."""
     return isinstance(spec.granularity, PerBlock) and len(spec.granularity.sizes) == 2
 
 
-def _check_dtype(suffix: str, tensor: Tensor, spec: QuantSpec, where: str) -> None:
-    scale_dtype = {"float32": torch.float32, "e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}[spec.scale]
+def _reshaped(scale: Tensor, stored: Sequence[int], shape: Sequence[int], what: str) -> Tensor:
+    if scale.shape != torch.Size(stored) and not scale.numel() == math.prod(stored) == 1:
+        raise CheckpointError(f"{what} has shape {tuple(stored)}, found {tuple(scale.shape)}")
+    return scale.reshape(shape)
+
+
+def _check_values(suffix: str, tensor: Tensor, spec: QuantSpec, where: str) -> None:
     expected = {
-        "weight": _CODE_DTYPES.get(spec.element, torch.uint8),
-        "weight_scale": scale_dtype,
+        "weight": _WHOLE_BYTES.get(spec.element, torch.uint8),
+        "weight_scale": SCALE_DTYPES[spec.scale],
         "weight_scale_2": torch.float32,
     }[suffix]
     if tensor.dtype != expected:
         raise CheckpointError(f"{where}: {suffix} has dtype {tensor.dtype}, expected {expected} for {spec}")
-    if suffix != "weight" and tensor.dtype != torch.uint8 and not tensor.float().isfinite().all():
+    if suffix == "weight":
+        return
+    scales = decode_e8m0(tensor) if tensor.dtype == torch.uint8 else tensor.float()
+    if not scales.isfinite().all():
         raise CheckpointError(f"{where}: {suffix} holds NaN or infinite scales")
+    if (scales < 0).any():
+        raise CheckpointError(f"{where}: {suffix} holds negative scales")

@@ -2,27 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat, Verdict
-from octavo.exporters.unified_hf.schemes import scheme_for
+from octavo.exporters.unified_hf.caches import cache_name
+from octavo.exporters.unified_hf.schemes import block_length, scheme_for
+
+ENGINES = ("vllm", "sglang", "trtllm")
+_NOT_STORED = Verdict("refused", "the unified HF dialect cannot store this format")
 
 
-def verdict(target: str, layer: LayerFormat) -> Verdict:
+def layer_verdict(target: str, layer: LayerFormat) -> Verdict:
     """Return whether the engine `target` loads a layer of this format from a unified HF checkpoint."""
     scheme = scheme_for(layer)
     if scheme is None:
-        return Verdict("refused", "the unified HF dialect cannot store this format")
+        return _NOT_STORED
+    known = _table()["schemes"].get(scheme.quant_algo, {}).get("block")
+    length = block_length(layer.weight)
+    if known is not None and length != known:
+        return Verdict("unknown", f"{scheme.quant_algo} with blocks of {length} was never tried there")
+    return _verdict("schemes", scheme.quant_algo, target)
+
+
+def cache_verdict(target: str, cache: QuantSpec) -> Verdict:
+    """Return whether the engine `target` quantizes keys and values in this format."""
+    name = cache_name(cache)
+    return _NOT_STORED if name is None else _verdict("caches", name, target)
+
+
+def mixture_verdict(target: str, layers: Collection[LayerFormat]) -> Verdict:
+    """Return whether the engine `target` loads a checkpoint whose layers have all of these formats."""
+    kinds = {
+        (scheme.quant_algo, block_length(layer.weight))
+        for layer in layers
+        if (scheme := scheme_for(layer)) is not None
+    }
+    if len(kinds) < 2:
+        return Verdict("loads", "its layers have one format")
+    has_nvfp4 = any(quant_algo in ("NVFP4", "W4A16_NVFP4") for quant_algo, _ in kinds)
+    return _verdict("mixtures", "with NVFP4" if has_nvfp4 else "without NVFP4", target)
+
+
+def is_read_by_an_engine(quant_algo: str) -> bool:
+    """Whether some serving engine loads this scheme, or might."""
+    return any(_verdict("schemes", quant_algo, engine).status != "refused" for engine in ENGINES)
+
+
+def _verdict(kind: str, name: str, target: str) -> Verdict:
     if target == "transformers":
-        return Verdict(**_table()["transformers_all"])
-    row = _table().get(scheme.quant_algo, {}).get(target)
-    return (
-        Verdict(**row)
-        if row is not None
-        else Verdict("unknown", f"{scheme.quant_algo} was never tried there")
-    )
+        return Verdict(**_table()["transformers"])
+    row = _table()[kind].get(name, {}).get(target)
+    return Verdict("unknown", f"{name} was never tried there") if row is None else Verdict(**row)
 
 
 @lru_cache(maxsize=1)

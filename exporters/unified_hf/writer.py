@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.module_names import module_names
 from octavo.core.model.shard_reader import read_json, write_manifest
 from octavo.core.model.shards import SafetensorsWriter, verify_shards
 from octavo.core.modules import QuantModule, tensor_quantizers
@@ -25,6 +27,7 @@ from octavo.core.packed import PackedTensor
 from octavo.core.plugins import plugins
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
+from octavo.exporters.unified_hf.export_warnings import export_warnings
 from octavo.exporters.unified_hf.inspection import ExportableModel, inspect_model
 from octavo.exporters.unified_hf.metadata import flat_metadata, nested_metadata
 from octavo.exporters.unified_hf.spelling import spell
@@ -63,7 +66,8 @@ def export_hf_checkpoint(
 
     Args:
         model: A quantized, calibrated model.
-        dtype: Dtype of the tensors that are not quantized, and of the config; the model's own when None.
+        dtype: Float dtype of the tensors that are not quantized, and of the config. When None, every tensor keeps
+            its own, and the config has that of the first parameter.
         export_dir: A new or empty folder.
         tokenizer: Saved beside the weights when given.
         overwrite: Replace a folder that is not empty.
@@ -72,28 +76,31 @@ def export_hf_checkpoint(
 
     Raises:
         ModeError: the model is not quantized.
-        ExportError: a quantizer was never calibrated, a format has no place in this dialect, or the folder
-            cannot be written.
+        ExportError: a quantizer was never calibrated, a format has no place in this dialect, the model was read
+            from a quantized checkpoint, or the folder cannot be written.
     """
     if export_dir is None:
         raise ExportError("export_dir is missing: give the folder to write the checkpoint to")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ExportError(f"dtype is that of the tensors that are not quantized, a float one; found {dtype}")
     parts = inspect_model(model)
-    dtype = dtype or _dtype_of(model)
+    warnings = tuple(export_warnings(model, parts))
     with atomic_folder(Path(export_dir), overwrite) as folder:
+        plugins().write_companions(model, folder, tokenizer, dtype or _dtype_of(model))
         writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes), 0
         with _finalized(model):
             names = _checkpoint_names(model)
-            for name, tensor in _tensors(model, parts, names, dtype):
+            modules = module_names(names)
+            _write_metadata(model, parts, modules, folder)
+            for name, tensor in chain(_tensors(model, parts, names, dtype), _cache_scales(parts, modules)):
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
         manifest = writer.finish()
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
-        plugins().write_companions(model, folder, tokenizer, dtype)
-        _write_metadata(model, parts, names, folder)
-    for warning in parts.warnings:
+    for warning in warnings:
         say(f"warning: {warning}", quiet)
-    return ExportReport(Path(export_dir), len(manifest), num_bytes, tuple(parts.warnings))
+    return ExportReport(Path(export_dir), len(manifest), num_bytes, warnings)
 
 
 def _finalized(model: nn.Module) -> AbstractContextManager[None]:
@@ -116,9 +123,9 @@ def _checkpoint_names(model: nn.Module) -> Mapping[str, str]:
 
 
 def _tensors(
-    model: nn.Module, parts: ExportableModel, names: Mapping[str, str], dtype: torch.dtype
+    model: nn.Module, parts: ExportableModel, names: Mapping[str, str], dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the checkpoint, block by block; tied ones once, under their first name."""
+    """Yield every tensor but the cache's scales, block by block; tied ones once, under their first name."""
     source = InMemoryBlocks(model, plugins().describe_model(model))
     values = model.state_dict(keep_vars=True)
     written: set[int] = set()
@@ -134,12 +141,7 @@ def _tensors(
                     yield from _layer_tensors(base, parts.layers[layer_name][0])
                 else:
                     value = values[name].detach()
-                    yield names[name], value.to(dtype) if value.is_floating_point() else value
-    for name, layer in parts.attention.items():
-        for letter in "kv":
-            scale = _scale(layer, f"{letter}_bmm_quantizer")
-            if scale is not None:
-                yield f"{_projection(name, letter, names)}.{letter}_scale", scale
+                    yield names[name], value.to(dtype) if dtype and value.is_floating_point() else value
 
 
 def _layer_tensors(base: str, layer: QuantModule) -> Iterator[tuple[str, Tensor]]:
@@ -154,6 +156,16 @@ def _layer_tensors(base: str, layer: QuantModule) -> Iterator[tuple[str, Tensor]
         yield f"{base}.input_scale", scale
 
 
+def _cache_scales(parts: ExportableModel, modules: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the scales of keys and values; the layers that make these carry them, where there are such."""
+    for name, layer in parts.attention.items():
+        for letter in "kv":
+            scale = _scale(layer, f"{letter}_bmm_quantizer")
+            if scale is not None:
+                module = modules.get(f"{name}.{letter}_proj", modules.get(name, name))
+                yield f"{module}.{letter}_scale", scale
+
+
 def _scale(layer: QuantModule, quantizer_name: str) -> Tensor | None:
     """Return the scale of an activation quantizer that is on and static, else None."""
     stage = layer.quantizers()[quantizer_name].stages()[0]
@@ -162,19 +174,12 @@ def _scale(layer: QuantModule, quantizer_name: str) -> Tensor | None:
     return scale_from_state(stage.named_state(), divisor_of(quantizer_name, stage.spec))
 
 
-def _projection(attention: str, letter: str, names: Mapping[str, str]) -> str:
-    """Return the checkpoint name of the layer that makes the keys or values, which carries their scale."""
-    weight = f"{attention}.{letter}_proj.weight"
-    return names[weight].removesuffix(".weight") if weight in names else attention
-
-
-def _write_metadata(model: nn.Module, parts: ExportableModel, names: Mapping[str, str], folder: Path) -> None:
-    layers = {
-        _module_name(name, names): (scheme, _weight_spec(layer))
-        for name, (layer, scheme) in parts.layers.items()
-    }
+def _write_metadata(
+    model: nn.Module, parts: ExportableModel, modules: Mapping[str, str], folder: Path
+) -> None:
+    layers = {modules[name]: (scheme, _weight_spec(layer)) for name, (layer, scheme) in parts.layers.items()}
     exclude = [
-        _module_name(name, names)
+        modules.get(name, name)
         for name, module in model.named_modules()
         if name not in parts.layers and getattr(getattr(module, "weight", None), "ndim", 0) > 1
     ]
@@ -185,10 +190,6 @@ def _write_metadata(model: nn.Module, parts: ExportableModel, names: Mapping[str
         ("hf_quant_config.json", nested_metadata(layers, parts.kv, exclude)),
     ):
         (folder / file).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
-
-
-def _module_name(name: str, names: Mapping[str, str]) -> str:
-    return names[f"{name}.weight"].removesuffix(".weight")
 
 
 def _weight_spec(layer: QuantModule) -> QuantSpec:

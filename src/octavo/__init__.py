@@ -106,10 +106,13 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_MODULE_OF[name]), name)
     elif name.endswith(("_CFG", "_CONFIG")):
         from octavo.core.config import preset, preset_names
+        from octavo.core.errors import nearest
 
-        if name not in preset_names():
-            raise AttributeError(f"module 'octavo' has no preset {name!r}; octavo.preset_names() lists them")
-        value = preset(name)
+        if name not in (known := preset_names()):
+            raise AttributeError(
+                f"module 'octavo' has no preset {name!r}; octavo.preset_names() lists them.{nearest(name, known)}"
+            )
+        return preset(name)  # not kept: users append their own entries to it
     else:
         raise AttributeError(f"module 'octavo' has no attribute {name!r}")
     globals()[name] = value

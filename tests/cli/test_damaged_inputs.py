@@ -65,7 +65,6 @@ def test_checkpoints_that_cannot_be_read_exit_with_5(
     assert re.search(f"^octavo: error: {directory}.*{message}", done.err, re.MULTILINE), done.err
 
 
-@pytest.mark.xfail(strict=True, reason="exit 1 with a traceback of transformers or safetensors")
 @pytest.mark.parametrize("damage", ["truncated weights", "no tokenizer"])
 def test_a_damaged_base_model_exits_with_5(octavo_command: Run, damage: str, tmp_path: Path) -> None:
     model = tmp_path / "model"

@@ -41,7 +41,6 @@ def test_quiet_prints_nothing(octavo_command: Run, tmp_path: Path) -> None:
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
-@pytest.mark.xfail(strict=True, reason="transformers' own progress bar is not switched off")
 def test_quiet_silences_the_loading_of_weights(octavo_command: Run, tmp_path: Path) -> None:
     logging.enable_progress_bar()  # as it is outside tests
     try:
@@ -113,7 +112,6 @@ def test_overwrite(octavo_command: Run, tmp_path: Path) -> None:
     assert quantization(out)["quant_algo"] == "FP8"
 
 
-@pytest.mark.xfail(strict=True, reason="the folder is looked at after loading and calibrating")
 def test_a_folder_that_is_not_empty_is_refused_before_any_work(octavo_command: Run, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
 

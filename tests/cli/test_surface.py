@@ -33,7 +33,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **CONFIG,
         "--target": None,
         "--tp": 1,
-        "--dtype": "bfloat16",
+        "--dtype": None,
         "--trust-remote-code": False,
         "--json": False,
     },

@@ -69,9 +69,6 @@ def test_plugins(octavo_command: Run) -> None:
     assert shown["unified_hf"] == "built-in Unified Hugging Face checkpoints in ModelOpt's dialect"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rich takes [final] for a style; a closing tag even ends in a traceback"
-)
 @pytest.mark.parametrize("name", ["out[final]", "out[b]x[", "x[/b]"])
 def test_folders_with_brackets_in_their_names(
     octavo_command: Run, checkpoint: Path, tmp_path: Path, name: str

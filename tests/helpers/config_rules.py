@@ -6,7 +6,8 @@ import copy
 from collections.abc import Collection
 from typing import Any
 
-from octavo.core.config.rules import decide, parse_rules
+from octavo.core.config.entries import parse_rules
+from octavo.core.config.rules import decide
 
 WEIGHT = "model.layers.0.mlp.up_proj.weight_quantizer"
 INPUT = "model.layers.0.mlp.up_proj.input_quantizer"

@@ -18,7 +18,7 @@ def evaluate(
     directory: Annotated[Path, typer.Argument(help="A checkpoint, quantized or not.", show_default=False)],
     text: Annotated[str, typer.Option(help="Text file, .jsonl of documents, or dataset.")],
     base: Annotated[Path | None, typer.Option(help="Checkpoint to compare with: adds KL and top-1.")] = None,
-    num_samples: Annotated[int, typer.Option(help="Samples at most.")] = 512,
+    num_samples: options.NumSamples = 512,
     seq_len: options.SequenceLength = 512,
     batch_size: options.BatchSize = 8,
     seed: options.Seed = 0,
@@ -26,10 +26,10 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure perplexity on --text; a quantized checkpoint is run with its weights and activations quantized."""
-    model = _load(directory, trust_remote_code)
     source = directory if (directory / "tokenizer_config.json").is_file() or base is None else base
     tokenizer = plugins().load_tokenizer(source, trust_remote_code)
     batches = plugins().text_batches(tokenizer, DataRequest(text, num_samples, seq_len, batch_size, seed))
+    model = _load(directory, trust_remote_code)
     result: dict[str, Any] = {"directory": str(directory), "text": text}
     if base is None:
         result["perplexity"] = perplexity(model, batches)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from octavo.cli import options, output
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.config import kv_preset_names, preset, preset_names
-from octavo.core.config.rules import decide, parse_rules
+from octavo.core.config.entries import parse_rules
+from octavo.core.config.rules import decide
 from octavo.core.errors import OctavoError
 from octavo.core.plugins import plugins as loaded_plugins
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -20,14 +20,17 @@ BlockSize = Annotated[int | None, typer.Option(help="Block length of integer for
 Dtype = Annotated[
     str | None, typer.Option(help="Load as float32, bfloat16 or float16; default: as the config says.")
 ]
-SequenceLength = Annotated[int, typer.Option("--seq-len", help="Tokens per sample at most.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
+NumSamples = Annotated[int, typer.Option(min=1, help="Samples at most.")]
+SequenceLength = Annotated[int, typer.Option("--seq-len", min=2, help="Tokens per sample at most.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per batch.")]
 Seed = Annotated[int, typer.Option(help="Chooses the samples.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the checkpoint brings.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress and no summary.")]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def config_from(preset: str | None, kv: str | None, recipe: Path | None, block_size: int | None) -> Config:
@@ -45,12 +48,13 @@ def config_from(preset: str | None, kv: str | None, recipe: Path | None, block_s
 
 
 def dtype_from(name: str | None) -> torch.dtype | None:
-    """Return the dtype called `name`.
+    """Return the dtype called `name`, or None for the one that the model's config says.
 
     Raises:
-        ConfigError: torch has none of that name.
+        ConfigError: models are not loaded in a dtype of that name.
     """
-    dtype: Any = getattr(torch, name, None) if name is not None else None
-    if name is not None and not isinstance(dtype, torch.dtype):
-        raise ConfigError(f"unknown dtype {name!r}; known: float32, bfloat16, float16")
-    return dtype  # type: ignore[no-any-return]
+    if name is None:
+        return None
+    if name not in _DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}; known: {', '.join(_DTYPES)}")
+    return _DTYPES[name]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    """Print one JSON document on stdout; NaN and infinity, which JSON does not have, as null."""
+    sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
 
 
 def print_text(text: str) -> None:
@@ -23,16 +24,17 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # a plain str may hold brackets, which rich would take for styles
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     shown = [[_shown(cell) for cell in row] for row in rows]
     for row in shown:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     needed = sum(max(map(len, column)) + 4 for column in zip(columns, *shown, strict=True))
     console = Console()
-    console.width = max(console.width, needed)
+    console.width = max(console.width, needed, len(title))
     console.print(table)
 
 
@@ -42,3 +44,11 @@ def _shown(cell: object) -> str:
     if isinstance(cell, dict):
         return ", ".join(f"{key}: {value}" for key, value in cell.items())
     return ", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data

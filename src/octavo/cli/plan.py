@@ -21,7 +21,7 @@ def plan(
         str | None, typer.Option(help="Engine that will serve it: vllm, sglang, trtllm, transformers.")
     ] = None,
     tp: Annotated[int, typer.Option(help="Tensor-parallel size it will be served with.")] = 1,
-    dtype: options.Dtype = "bfloat16",
+    dtype: options.Dtype = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -33,9 +33,7 @@ def plan(
 
     config = options.config_from(preset, kv, recipe, block_size)
     with torch.device("meta"):
-        skeleton = plugins().build_model(
-            model, options.dtype_from(dtype) or torch.bfloat16, trust_remote_code
-        )
+        skeleton = plugins().build_model(model, options.dtype_from(dtype), trust_remote_code)
     made = octavo.plan(skeleton, config, target=target, tp=tp)
     if as_json:
         output.print_json(made.to_json())

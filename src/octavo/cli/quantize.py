@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options, output
+from octavo.core.model.atomic_folder import check_place
 from octavo.core.plugins import DataRequest, plugins
 
 
@@ -21,7 +22,7 @@ def quantize(
     calib_data: Annotated[
         str | None, typer.Option(help="Text file, .jsonl of documents, or dataset (name or name#split).")
     ] = None,
-    calib_size: Annotated[int, typer.Option(help="Samples at most.")] = 512,
+    calib_size: options.NumSamples = 512,
     seq_len: options.SequenceLength = 512,
     batch_size: options.BatchSize = 8,
     seed: options.Seed = 0,
@@ -36,13 +37,14 @@ def quantize(
     """Quantize MODEL and write a unified Hugging Face checkpoint to --out."""
     import octavo
 
-    config = options.config_from(preset, kv, recipe, block_size)
-    loaded = plugins().load_model(model, options.dtype_from(dtype), trust_remote_code)
+    config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
+    check_place(out.resolve(), overwrite)
     tokenizer = plugins().load_tokenizer(model, trust_remote_code)
     batches = None
     if calib_data is not None:
         request = DataRequest(calib_data, calib_size, seq_len, batch_size, seed)
         batches = plugins().text_batches(tokenizer, request)
+    loaded = plugins().load_model(model, load_as, trust_remote_code, quiet)  # the slow part, after all checks
     octavo.quantize(loaded, config, batches, quiet=quiet)
     report = octavo.export_hf_checkpoint(
         loaded, export_dir=out, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet

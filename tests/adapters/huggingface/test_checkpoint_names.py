@@ -74,9 +74,6 @@ def test_a_dense_model_that_is_stored_fused_is_refused_by_name() -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RuntimeError 'chunk expects `chunks` to be greater than 0, got: 0' from transformers"
-)
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
 def test_fused_experts_are_refused_by_name(architecture: str) -> None:
     model = tiny_model(architecture, num_local_experts=2, num_experts=2, moe_intermediate_size=64)

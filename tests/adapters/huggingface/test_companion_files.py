@@ -118,9 +118,6 @@ def test_the_tokenizers_chat_template_wins(stories: Path, tmp_path: Path) -> Non
     assert AutoTokenizer.from_pretrained(out).chat_template == TEMPLATE
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a model without a path has _name_or_path '', which is the working directory"
-)
 def test_files_of_the_working_directory_do_not_slip_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

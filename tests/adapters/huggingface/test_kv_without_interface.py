@@ -31,9 +31,6 @@ def test_alone_it_is_refused() -> None:
         octavo.quantize(model, FP8_KV, [tokens()], quiet=True)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the hint is the nearest name, a linear's; nothing says why attention is left out"
-)
 def test_the_warning_says_that_the_attention_class_cannot_be_quantized() -> None:
     warnings = " ".join(octavo.plan(tiny_model("bloom"), PRESET).warnings)
 

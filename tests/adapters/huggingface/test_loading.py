@@ -64,13 +64,11 @@ def test_a_folder_without_a_config_is_nobodys(tmp_path: Path, verb: str, call: s
         getattr(plugins(), call)(tmp_path, torch.float32, False)
 
 
-@pytest.mark.xfail(strict=True, reason="the message speaks of plugins, not of the missing folder")
 def test_a_missing_folder_is_called_missing(tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match=f"{tmp_path / 'gone'}.*(does not exist|config.json)"):
         plugins().load_model(tmp_path / "gone", None, False)
 
 
-@pytest.mark.xfail(strict=True, reason="SafetensorError, OSError and ValueError of transformers pass through")
 @pytest.mark.parametrize("damage", ["truncated weights", "no weights", "config is not JSON", "no tokenizer"])
 def test_a_damaged_checkpoint_is_an_octavo_error_that_names_it(copied: Path, damage: str) -> None:
     weights = copied / "model.safetensors"

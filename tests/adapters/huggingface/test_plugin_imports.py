@@ -24,7 +24,7 @@ CALLS = {
     "every hook, for a plain model": """
 model = torch.nn.Linear(2, 2)
 plugin.plugin_info()
-for hook in (plugin.describe_model, plugin.tiny_inputs, plugin.attention_layers):
+for hook in (plugin.describe_model, plugin.tiny_inputs, plugin.attention_layers, plugin.left_out_attention):
     assert hook(model) is None
 plugin.prepare_model(model)
 plugin.unprepare_model(model)
@@ -34,7 +34,7 @@ assert plugin.text_batches(object(), DataRequest("x")) is None
 """,
     "loading from a folder without a config": """
 empty = Path("/nonexistent")
-assert plugin.load_model(empty, None, False) is None
+assert plugin.load_model(empty, None, False, False) is None
 assert plugin.build_model(empty, torch.float32, False) is None
 assert plugin.load_tokenizer(empty, False) is None
 """,

@@ -84,9 +84,6 @@ def test_code_is_not_run_unless_asked_for(exported: tuple[Path, Tensor, str], tm
         plugins().load_model(write_model_with_code(tmp_path / "model"), None, trust_remote_code=False)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="transformers' ValueError passes through: the command line shows a traceback, exit 1"
-)
 def test_refusing_to_run_code_is_an_octavo_error(exported: tuple[Path, Tensor, str]) -> None:
     directory, _, _ = exported
 

@@ -15,7 +15,6 @@ from helpers.tiny import tiny_llama, token_batches
 from octavo.core.errors import CalibrationError
 
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-DYNAMIC = ["MXFP8_DEFAULT_CFG", "MXFP4_DEFAULT_CFG"]
 
 
 def llama_with_bad_weight(value: float) -> nn.Module:
@@ -33,15 +32,8 @@ def llama_with_bad_weight(value: float) -> nn.Module:
         "INT8_DEFAULT_CFG",
         "INT4_BLOCKWISE_WEIGHT_ONLY_CFG",
         "NVFP4_DEFAULT_CFG",
-        *(
-            pytest.param(
-                name,
-                marks=pytest.mark.xfail(
-                    strict=True, reason="weights whose format has no state are never looked at"
-                ),
-            )
-            for name in DYNAMIC
-        ),
+        "MXFP8_DEFAULT_CFG",
+        "MXFP4_DEFAULT_CFG",
     ],
 )
 def test_a_bad_weight_is_named_and_the_model_is_as_before(preset: str, value: str) -> None:

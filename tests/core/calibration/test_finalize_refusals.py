@@ -62,12 +62,6 @@ class Failing(UnifiedHfDialect):
         return super().activation_state(quantizer, spec, state)
 
 
-HALF = pytest.mark.xfail(
-    strict=True, reason="a failure half-way leaves the model half finalized, and marked as finalized"
-)
-
-
-@HALF
 def test_a_finalization_that_fails_half_way_is_undone() -> None:
     model = quantized()
     before = snapshot(model)
@@ -78,7 +72,6 @@ def test_a_finalization_that_fails_half_way_is_undone() -> None:
     assert snapshot(model) == before
 
 
-@HALF
 def test_a_context_that_fails_on_entry_is_undone() -> None:
     model = quantized()
     before = snapshot(model)

@@ -37,9 +37,6 @@ def test_a_single_dict_in_place_of_a_list_of_dicts_is_refused() -> None:
         octavo.quantize(two_layers(), "FP8_DEFAULT_CFG", {"input": rows()}, quiet=True)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a tensor given as the forward loop is taken apart into rows without a word"
-)
 def test_a_single_tensor_in_place_of_a_list_of_tensors_is_refused() -> None:
     with pytest.raises(ConfigError, match="Tensor"):
         octavo.quantize(two_layers(), "FP8_DEFAULT_CFG", rows(), quiet=True)
@@ -61,7 +58,10 @@ def test_a_loop_that_never_runs_the_model_is_refused(kind: str) -> None:
 
 
 def test_missing_data_names_the_quantizers_that_wait_for_it() -> None:
-    message = "^2 quantizers need calibration data and no forward_loop was given: 0.input_quantizer, 1.input_quantizer$"
+    message = (
+        r"^2 quantizers need calibration data and no forward_loop \(--calib-data\) was given: 0.input_quantizer, "
+        "1.input_quantizer$"
+    )
 
     with pytest.raises(CalibrationError, match=message):
         octavo.quantize(two_layers(), "FP8_DEFAULT_CFG", quiet=True)

@@ -19,21 +19,15 @@ from helpers.calibration_models import rows, two_layers
 from helpers.calibration_snapshot import snapshot
 from octavo.core.calibration.max import uncalibrated
 
-WINDOW = pytest.mark.xfail(
-    strict=True, reason="the class is swapped a line before it is recorded what class it was: undo fails"
-)
-UNRECORDED = pytest.mark.xfail(
-    strict=True, reason="the history is written after the try block: quantized layers, and no mode to undo"
-)
-EARLY = pytest.mark.xfail(strict=True, reason="the hook is set, and eval() called, before the try block")
-
 
 @cache
-def finally_lines(file: str) -> frozenset[int]:
-    """Lines of clean-up: Python offers no way to protect them from a second interrupt."""
-    tries = [node for node in ast.walk(ast.parse(Path(file).read_text())) if isinstance(node, ast.Try)]
-    bodies = [statement for node in tries for statement in node.finalbody]
-    return frozenset(line for part in bodies for line in range(part.lineno, (part.end_lineno or 0) + 1))
+def clean_up_lines(file: str) -> frozenset[int]:
+    """Bodies of `finally`, and `with`, whose line runs again when it ends: Python offers no way to protect these."""
+    nodes = list(ast.walk(ast.parse(Path(file).read_text())))
+    bodies = [statement for node in nodes if isinstance(node, ast.Try) for statement in node.finalbody]
+    spans = [(part.lineno, part.end_lineno or 0) for part in bodies]
+    spans += [(node.lineno, node.body[0].lineno - 1) for node in nodes if isinstance(node, ast.With)]
+    return frozenset(line for first, last in spans for line in range(first, last + 1))
 
 
 def interrupted_at(line: int, files: tuple[str, ...], run: Callable[[], Any]) -> tuple[str, int] | None:
@@ -42,7 +36,7 @@ def interrupted_at(line: int, files: tuple[str, ...], run: Callable[[], Any]) ->
 
     def in_file(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal count, where
-        if event == "line" and frame.f_lineno not in finally_lines(frame.f_code.co_filename):
+        if event == "line" and frame.f_lineno not in clean_up_lines(frame.f_code.co_filename):
             count += 1
             if count == line:
                 where = (frame.f_code.co_name, frame.f_lineno)
@@ -69,9 +63,9 @@ def interrupted_at(line: int, files: tuple[str, ...], run: Callable[[], Any]) ->
         (("calibration/attach.py",), 80),
         (("calibration/quantize.py",), 10),
         (("calibration/max.py",), 40),
-        pytest.param(("modes/transaction.py", "modes/record.py"), 5, marks=UNRECORDED),
-        pytest.param(("modules/swap.py", "modules/wrappers.py"), 60, marks=WINDOW),
-        pytest.param(("calibration/forward_loop.py",), 15, marks=EARLY),
+        (("modes/transaction.py", "modes/record.py"), 5),
+        (("modules/swap.py", "modules/wrappers.py"), 60),
+        (("calibration/forward_loop.py",), 15),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -63,9 +63,6 @@ def test_lengths_are_positive(size: int) -> None:
 INT8_TOKEN = {"num_bits": 8, "type": "dynamic", "block_sizes": {-1: None}}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="one scale per token ({-1: None}) is taken for a block and becomes one"
-)
 def test_scales_per_token_stay() -> None:
     changed = with_block_size(weights(INT4_BLOCK, entry("*input_quantizer", INT8_TOKEN)), 32)["quant_cfg"]
 
@@ -81,7 +78,6 @@ OTHER_SPELLINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="spellings that quantize accepts are said to have no integer format")
 @pytest.mark.parametrize("config", OTHER_SPELLINGS.values(), ids=OTHER_SPELLINGS.keys())
 def test_every_spelling_of_an_integer_format(config: dict[str, Any]) -> None:
     (stage,) = decided(with_block_size(config, 32)["quant_cfg"])
@@ -89,7 +85,6 @@ def test_every_spelling_of_an_integer_format(config: dict[str, Any]) -> None:
     assert stage["block_sizes"][-1] == 32
 
 
-@pytest.mark.xfail(strict=True, reason="the length's type is not checked")
 def test_lengths_are_integers() -> None:
     with pytest.raises(ConfigError, match=r"32\.5"):
         with_block_size(INT4, 32.5)  # type: ignore[arg-type]

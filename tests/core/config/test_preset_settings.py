@@ -67,15 +67,9 @@ SETTINGS: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None, Any, bool
     "MAMBA_MOE_NVFP4_CONSERVATIVE_CFG": ([NVFP4], NVFP4, "max", False),
     "NVFP4_FP8_MHA_CONFIG": ([NVFP4], NVFP4, "max", True),
 }
-OFF_IS_FALSE = pytest.mark.xfail(
-    strict=True,
-    reason="presets.yaml has an unquoted key `off`, which YAML 1.1 reads as False: it never applies",
-)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=OFF_IS_FALSE if "MAMBA" in name else ()) for name in SETTINGS]
-)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_layers(name: str) -> None:
     weight, inputs, algorithm, attention = SETTINGS[name]
     rules = preset(name)["quant_cfg"]
@@ -115,7 +109,6 @@ def test_presets_for_parts_of_a_model() -> None:
     ]
 
 
-@OFF_IS_FALSE
 @pytest.mark.parametrize("kind", ["FP8", "NVFP4"])
 def test_mamba_presets_leave_attention_and_latent_projections_alone(kind: str) -> None:
     both = [preset(f"MAMBA_MOE_{kind}_{how}_CFG")["quant_cfg"] for how in ("AGGRESSIVE", "CONSERVATIVE")]

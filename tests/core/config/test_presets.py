@@ -66,13 +66,7 @@ def test_changing_a_copy_changes_no_other() -> None:
     assert preset("NVFP4_DEFAULT_CFG") == before
 
 
-SHARING = pytest.mark.xfail(strict=True, reason="entries made from the globs of `only` share one `cfg` dict")
-SHARED_BY = {name for name in NAMES if "MLP" in name or "EXPERTS" in name}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SHARING if name in SHARED_BY else ()) for name in [*NAMES, *KV_NAMES]]
-)
+@pytest.mark.parametrize("name", [*NAMES, *KV_NAMES])
 def test_entries_of_one_preset_share_nothing(name: str) -> None:
     """A user who edits the weights' attributes must not edit the inputs' with them."""
     ids = [id(part) for part in parts(preset(name))]
@@ -89,9 +83,6 @@ def test_an_unknown_preset_offers_the_nearest() -> None:
         preset("NVFP4_KV")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only octavo.preset(...) offers the nearest name, the attribute does not"
-)
 def test_a_misspelt_attribute_offers_the_nearest() -> None:
     with pytest.raises(AttributeError, match="FP8_DEFAULT_CFG"):
         octavo.FP8_DEFUALT_CFG  # noqa: B018

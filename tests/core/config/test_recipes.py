@@ -73,13 +73,18 @@ def test_the_same_file_may_be_included_twice(tmp_path: Path) -> None:
         ("include: [MXFP8_DEFAULT_CFG, FP8_DEFAULT_CFG]\n", "max"),
         ("include: [MXFP8_DEFAULT_CFG]\nalgorithm: max\n" + OURS, "max"),
         ("include: [INT4_AWQ_CFG]\n" + OURS, {"method": "awq_lite", "alpha_step": 0.1}),
-        pytest.param(
-            OURS, "max", marks=pytest.mark.xfail(strict=True, reason="None, where a config has `max`")
-        ),
+        (OURS, "max"),
     ],
 )
 def test_the_recipes_own_algorithm_wins(tmp_path: Path, text: str, algorithm: Any) -> None:
     assert load_recipe(written(tmp_path, recipe=text))["algorithm"] == algorithm
+
+
+def test_included_entries_without_an_algorithm_do_not_choose_one(tmp_path: Path) -> None:
+    path = written(tmp_path, recipe="include: [MXFP8_DEFAULT_CFG, ours.yaml]\n", ours=OURS)
+
+    assert load_recipe(path)["algorithm"] is None
+    assert load_recipe(written(tmp_path, outer="include: [ours.yaml]\n"))["algorithm"] == "max"
 
 
 def test_the_older_form_stands_alone(tmp_path: Path) -> None:

@@ -54,12 +54,13 @@ def test_a_single_stage_merges_in_the_dict_form() -> None:
     ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="cfg for one stage replaces the whole sequential quantizer by that stage"
-)
 def test_a_single_stage_is_replaced_in_the_list_form() -> None:
     assert later(entry(f"{W}.1", {"num_bits": 6})) == [INT4_BLOCK, {"num_bits": 6}]
     assert later(entry(f"{W}.0", {"num_bits": 6})) == [{"num_bits": 6}, FP8]
+
+
+def test_a_list_for_a_single_stage_takes_its_place() -> None:
+    assert later(entry(f"{W}.0", [FP8, {"num_bits": 6}])) == [FP8, {"num_bits": 6}, FP8]
 
 
 def test_a_glob_on_the_whole_still_reaches_it() -> None:

@@ -57,6 +57,5 @@ def test_a_quantizer_that_is_off_may_carry_anything_but_a_rotation() -> None:
         octavo.plan(model(), weights({"num_bits": 8}, rotated))
 
 
-@pytest.mark.xfail(strict=True, reason="a rotation that is switched off is refused as if it were on")
 def test_a_rotation_that_is_switched_off() -> None:
     assert octavo.plan(model(), weights({"rotate": {"enable": False}})).errors == ()

@@ -41,9 +41,6 @@ def test_the_model_is_in_eval_mode_with_the_dtype_of_its_config(folder: Path) ->
     assert not hasattr(model.config, "quantization_config")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="quantizers are made in training mode, whatever mode their layer is in"
-)
 def test_no_module_of_a_model_in_eval_mode_is_in_training_mode(folder: Path) -> None:
     assert [name for name, module in octavo.load_quantized(folder).named_modules() if module.training] == []
 

@@ -32,9 +32,6 @@ def test_models_may_return_plain_tensors(case: str) -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first token of a left-padded sample is predicted from its padding"
-)
 def test_padding_on_the_left_predicts_nothing() -> None:
     """As tokenizers of decoders pad; `the first of each sample` is not predicted."""
     ids = token_batches(1)[0]

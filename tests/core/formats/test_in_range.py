@@ -37,13 +37,21 @@ def half_amax(x: torch.Tensor, spec: QuantSpec) -> list[torch.Tensor]:
     return [every[name] for name in spec.state]
 
 
+def interval(shape: tuple[int, ...], state: list[torch.Tensor], spec: QuantSpec) -> list[torch.Tensor]:
+    """Return what the infinities become, or where a block's stored scale was rounded down, its amax."""
+    ends = [fake_quantize(torch.full(shape, end), state, spec) for end in (-torch.inf, torch.inf)]
+    if spec.global_max is None:
+        return ends
+    amax = torch.minimum(*state).repeat_interleave(16, -1)[..., : shape[-1]]
+    return [torch.minimum(ends[0], -amax), torch.maximum(ends[1], amax)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_the_mask_is_the_interval_between_what_infinities_become(spec: QuantSpec, dtype: torch.dtype) -> None:
     x = normal((40, 50)).to(dtype)
     state = half_amax(x, spec)
-    low = fake_quantize(torch.full(x.shape, -torch.inf), state, spec)
-    high = fake_quantize(torch.full(x.shape, torch.inf), state, spec)
+    low, high = interval((40, 50), state, spec)
     at_ends = torch.where(normal((40, 50), seed=1) > 0, low, high)
     just_outside = torch.where(at_ends == 0, -(2.0**-20), at_ends * SLACK)
 

@@ -70,8 +70,12 @@ def test_fake_quantizing_is_quantizing_and_back(data: Any, x: Tensor, spec: Quan
     assert bits(back) == bits(fake_quantize(x, state, spec))
 
 
+ROUNDED_ONCE = [fields for fields in STATIC if fields.get("arithmetic") != "divide_native"]
+"""Rounding twice is not idempotent: 1344 → 127 · 1339 / 127 → 1336 → 126.48 → 126.5 in bfloat16 → 126."""
+
+
 @EXACT
-@given(data=st.data(), x=tensors(), spec=specs(STATIC), dtype=dtypes)
+@given(data=st.data(), x=tensors(), spec=specs(ROUNDED_ONCE), dtype=dtypes)
 def test_with_static_scales_twice_is_once(data: Any, x: Tensor, spec: QuantSpec, dtype: Any) -> None:
     x, state = x.to(dtype), data.draw(states(spec))
 

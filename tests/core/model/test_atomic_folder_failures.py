@@ -111,7 +111,6 @@ def test_a_failing_rename_puts_the_old_folder_back(
     assert state(place) == before
 
 
-@pytest.mark.xfail(strict=True, reason="the new folder is in place by then, and the old one is gone")
 def test_a_failure_after_the_rename_does_not_claim_that_nothing_was_put_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

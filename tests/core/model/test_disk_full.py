@@ -74,9 +74,6 @@ def test_after_room_is_made_the_same_call_succeeds(disk: Path) -> None:
     assert set(contents(disk)) == {"out/model.safetensors", "out/octavo_modes.json"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="safetensors reports a full disk as its own SafetensorError, no OSError"
-)
 def test_the_error_says_what_failed_and_what_became_of_the_folder(disk: Path) -> None:
     error = failing_save(model(400), disk / "out")
 

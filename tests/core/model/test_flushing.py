@@ -38,9 +38,6 @@ def test_every_file_and_folder_is_flushed_before_the_rename_and_the_parent_after
     assert after == [tmp_path.name]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the top folder's own entries are flushed, not those of folders in it"
-)
 def test_folders_inside_are_flushed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     real = os.fsync

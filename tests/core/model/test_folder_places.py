@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.model_folders import contents, some_tensors, write
+from octavo.core.errors import ExportError
 from octavo.core.model.atomic_folder import atomic_folder
 
 NEW = {"config.json": b"{}", "code/model.py": b"x = 1\n"}
@@ -46,9 +47,6 @@ def test_permissions_of_folders_and_files_are_what_the_umask_says(tmp_path: Path
     assert modes(tmp_path / "out", Path.is_file) == {0o666 & ~mask}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="safetensors 0.8 makes its files private (0600), and nobody opens them"
-)
 def test_permissions_of_shards_are_what_the_umask_says(tmp_path: Path) -> None:
     """A server that runs as another user must be able to read the checkpoint."""
     with umask(0o022), atomic_folder(tmp_path / "out", overwrite=False) as folder:
@@ -57,7 +55,6 @@ def test_permissions_of_shards_are_what_the_umask_says(tmp_path: Path) -> None:
     assert modes(tmp_path / "out", Path.is_file) == {0o644}
 
 
-@pytest.mark.xfail(strict=True, reason="the link is replaced by a folder, and its .old is left behind")
 def test_a_link_to_a_folder_on_another_disk_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk" / "out").mkdir(parents=True)
     (tmp_path / "home").mkdir()
@@ -70,14 +67,17 @@ def test_a_link_to_a_folder_on_another_disk_stays_a_link(tmp_path: Path) -> None
     assert contents(tmp_path / "disk" / "out") == NEW
 
 
-@pytest.mark.xfail(strict=True, reason="the folder is replaced: whoever stands in it sees an empty, dead one")
-def test_the_current_folder_is_still_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", [".", "..", "../out", "/proc"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_cannot_be_replaced_as_a_whole_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, overwrite: bool
 ) -> None:
+    """Who stands in a folder that is replaced would see an empty, dead one; a mount point cannot be renamed."""
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
+    message = "is the current folder, one above it or a mount point.*give a folder inside it$"
 
-    with atomic_folder(Path("."), overwrite=False) as folder:
-        fill(folder)
+    with pytest.raises(ExportError, match=message), atomic_folder(Path(place), overwrite):
+        raise AssertionError("work was begun")
 
-    assert contents(Path(".")) == NEW
+    assert os.listdir(tmp_path / "out") == []

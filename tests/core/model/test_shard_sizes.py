@@ -68,7 +68,6 @@ def test_a_tensor_over_the_limit_has_a_shard_of_its_own(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="the sizes of the files are summed, headers included")
 def test_the_total_size_is_that_of_the_tensors_as_transformers_counts_it(tmp_path: Path) -> None:
     model = tiny_llama()
     model.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")  # type: ignore[operator]

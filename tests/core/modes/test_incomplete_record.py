@@ -59,9 +59,6 @@ def quantizers(record: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(KeyError, TypeError, AttributeError), reason="ends in a raw KeyError or TypeError"
-)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_record_with_a_part_missing_is_refused_by_the_part(folder: Path, damage: str) -> None:
     change, named = DAMAGES[damage]

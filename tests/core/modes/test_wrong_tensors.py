@@ -100,10 +100,9 @@ def test_a_damaged_file_is_named(folder: Path, damage: str) -> None:
     else:
         path.write_bytes({"truncated": data[:-7], "header": b"\xff" * 8 + data[8:], "empty": b""}[damage])
 
-    refused(folder, f"^{re.escape(str(path))} cannot be read: ")
+    refused(folder, f"^{re.escape(str(path))} cannot be read ")
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="tied tensors are looked up before the check")
 def test_a_missing_tensor_that_another_is_tied_to_is_named(tmp_path: Path) -> None:
     octavo.save(quantized(tie_word_embeddings=True), tmp_path / "saved")
     edit_tensors(tmp_path / "saved", lambda tensors: tensors.pop("model.embed_tokens.weight"))
@@ -120,7 +119,7 @@ def test_an_interrupt_before_the_tensors_are_loaded_leaves_the_plain_model(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("safetensors.torch.load_file", interrupt)
+    monkeypatch.setattr("safetensors.safe_open", interrupt)
     with pytest.raises(KeyboardInterrupt):
         octavo.restore(model, folder)
 

@@ -127,11 +127,6 @@ def test_mixed_precision_leaves_the_scales(mesh: DeviceMesh) -> None:
     assert torch.equal(output, quantized().bfloat16()(X.bfloat16()))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TypeError,
-    reason="the class made here lacks FSDP2's __deepcopy__: a TypeError far from the cause",
-)
 @pytest.mark.parametrize("swapped", [True, False])
 def test_copying_is_refused_as_fsdp_refuses_it(mesh: DeviceMesh, swapped: bool) -> None:
     layer: Any
@@ -146,9 +141,6 @@ def test_copying_is_refused_as_fsdp_refuses_it(mesh: DeviceMesh, swapped: bool) 
         copy.deepcopy(layer)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only FSDPModule itself is known as a wrapper: ReplicateModule is dropped"
-)
 def test_a_replicated_layer_stays_replicated(mesh: DeviceMesh) -> None:
     layer = replicate(swap_in(nn.Linear(8, 8)), mesh=mesh)
     assert isinstance(layer, ReplicateModule)
@@ -170,11 +162,6 @@ def test_a_layer_replicated_first_comes_back_replicated(mesh: DeviceMesh) -> Non
     assert type(layer) is before
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=NotImplementedError,
-    reason="a bare 'no sharding strategy' from DTensor names no layer, no remedy",
-)
 def test_quantizing_a_sharded_model_is_refused_with_the_order_to_use(mesh: DeviceMesh) -> None:
     model = shard(TwoLayers(), mesh)
     with pytest.raises(OctavoError, match=r"(?s)up.*quantize.*before"):

@@ -74,11 +74,6 @@ def test_an_old_forward_that_is_not_the_layers_own_is_unknown(kind: str) -> None
         swap_in(layer)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UnsupportedError,
-    reason="a layer's own forward, bound in its dict, is what accelerate leaves behind when its hooks are removed",
-)
 def test_the_layers_own_forward_in_its_dict_is_rebound() -> None:
     layer: Any = nn.Linear(32, 32)
     layer.forward = layer.forward
@@ -101,9 +96,6 @@ def test_a_forward_put_on_a_quantized_layer_is_refused_on_the_way_back() -> None
     assert type(layer) is nn.Linear
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the advice is that of quantizing: 'quantize before …, or exclude the layer'"
-)
 def test_on_the_way_back_the_message_says_what_to_do() -> None:
     layer = swap_in(nn.Linear(32, 32))
     foreign(layer)
@@ -111,7 +103,6 @@ def test_on_the_way_back_the_message_says_what_to_do() -> None:
         unswap("layer", layer)
 
 
-@pytest.mark.xfail(strict=True, reason="layers before the refused one have lost their quantizers already")
 def test_an_unquantize_that_is_refused_changes_nothing() -> None:
     model = octavo.quantize(TwoLayers(), W8A8, [X], quiet=True)
     foreign(model.down)

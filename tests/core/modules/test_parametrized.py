@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import octavo
 from helpers.modules_layers import WEIGHT_ONLY, TwoLayers, normal
-from octavo.core.errors import OctavoError
+from octavo.core.errors import ModeError
 from octavo.core.modules import QuantModule
 
 X = normal(4, 32)
@@ -98,10 +98,6 @@ def test_a_copy_of_a_quantized_parametrized_layer() -> None:
     assert torch.equal(copy.deepcopy(model)(X), model(X))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the plan looks for parameters named 'weight': it says nothing is quantized, and all is",
-)
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_plan_counts_what_is_quantized(make: Any) -> None:
     plan = octavo.plan(make(), WEIGHT_ONLY)
@@ -109,16 +105,16 @@ def test_the_plan_counts_what_is_quantized(make: Any) -> None:
     assert plan.coverage > 0.9
 
 
-@pytest.mark.xfail(
-    strict=True, reason="unquantize takes the class that parametrize made, and the weight with it"
-)
 def test_a_layer_parametrized_while_quantized_is_not_broken() -> None:
     model: Any = octavo.quantize(TwoLayers(), WEIGHT_ONLY, quiet=True)
     parametrize.register_parametrization(model.up, "bias", nn.Identity())
     assert isinstance(model.up, QuantModule)
-    try:
+    expected = model(X)
+    with pytest.raises(
+        ModeError, match=r"^up: its class was changed from QuantLinear to ParametrizedQuantLinear"
+    ):
         octavo.unquantize(model)
-    except OctavoError:
-        return  # refusing is right, too
 
-    assert torch.equal(model(X), TwoLayers()(X))
+    assert torch.equal(model(X), expected)
+    parametrize.remove_parametrizations(model.up, "bias")
+    assert torch.equal(octavo.unquantize(model)(X), TwoLayers()(X))

@@ -49,24 +49,12 @@ def test_equals_the_composition_under_autocast() -> None:
         assert torch.equal(found.grad, wanted.grad)
 
 
-@pytest.mark.xfail(strict=True, reason="the meta function does not see autocast: it says float32")
 def test_fake_tensors_have_the_dtype_of_the_result() -> None:
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert run(*(mode.from_tensor(leaf.detach()) for leaf in leaves())).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [
-        "eager",
-        pytest.param(
-            "aot_eager",
-            marks=pytest.mark.xfail(
-                strict=True, reason="traced under autocast, run without: the result is float32 and unrounded"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_code_gives_the_same_bytes(backend: str) -> None:
     compiled = torch.compile(run, backend=backend, fullgraph=True)
     output, expected = compiled(*leaves()), run(*leaves())
@@ -75,11 +63,6 @@ def test_compiled_code_gives_the_same_bytes(backend: str) -> None:
     assert torch.equal(output, expected)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="the operator's inner linear leaves casts without gradient in autocast's cache of parameters",
-)
 def test_parameters_used_elsewhere_in_the_same_region_keep_their_gradients() -> None:
     x, weight, bias = leaves()
     with torch.autocast("cpu", torch.bfloat16):

@@ -117,13 +117,25 @@ def test_a_side_without_quantizer_is_plain(off: str) -> None:
     assert_equal_to_composition(x, weight, None, x_side, weight_side)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an empty chain copies what is not contiguous, and the product's last bits change"
-)
 def test_sides_without_quantizers_leave_strided_inputs_as_they_are() -> None:
     for size in range(30, 50):
         x, weight = normal(size, 5).t(), normal(17, size, seed=1)
         assert torch.equal(fused(x, weight, None, OFF, OFF), torch.nn.functional.linear(x, weight))
+
+
+@pytest.mark.parametrize("masks", [(True, True), (False, True), (True, False)])
+def test_gradients_of_gradients(masks: tuple[bool, bool]) -> None:
+    x, weight = normal(5, 64), normal(32, 64, seed=1)
+    sides = side(x, INT8, range_mask=masks[0]), side(weight, INT8_CHANNEL, range_mask=masks[1])
+    results = []
+    for function in (fused, composition):
+        leaves = leaf(x), leaf(weight)
+        first = torch.autograd.grad(function(*leaves, None, *sides).square().sum(), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+        assert found.any()
 
 
 @pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64)], ids=str)

@@ -78,9 +78,6 @@ def test_nothing_is_kept_where_nothing_is_trained(preset: str) -> None:
     assert saved_bytes(lambda: quantized.requires_grad_(False)(x)) == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the operator keeps its input even where the weight is frozen and no mask needs it"
-)
 @pytest.mark.parametrize("preset", ["FP8_DEFAULT_CFG", "MXFP4_DEFAULT_CFG"])
 def test_frozen_weights_keep_no_activations(preset: str) -> None:
     # As under LoRA, where plain layers keep their weights only.

@@ -116,9 +116,6 @@ def test_many_are_counted() -> None:
         plan.check()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first 20 are named and the others counted; the issue asks for every layer"
-)
 def test_every_layer_is_named_in_the_error_too() -> None:
     model = new_model(device="meta", num_hidden_layers=12, hidden_size=120, head_dim=20)
     with pytest.raises(PlanError) as caught:

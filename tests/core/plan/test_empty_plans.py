@@ -50,11 +50,16 @@ def test_globs_that_match_nothing_are_the_likely_reason() -> None:
     assert error.endswith(EXAMPLE)
 
 
-@pytest.mark.parametrize(
-    "model", [nn.Sequential(nn.ReLU()), nn.LayerNorm(8), nn.Sequential(nn.Embedding(8, 8))], ids=str
-)
+@pytest.mark.parametrize("model", [nn.Sequential(nn.ReLU()), nn.LayerNorm(8)], ids=str)
 def test_models_without_a_layer_that_can_be_quantized(model: nn.Module) -> None:
     assert only_error(planned("INT8_DEFAULT_CFG", model)) == "the model has no layer that can be quantized"
+
+
+def test_models_whose_layers_no_quantized_class_stands_for() -> None:
+    assert only_error(planned("INT8_DEFAULT_CFG", nn.Sequential(nn.Embedding(8, 8)))) == (
+        "the model has no layer that can be quantized. "
+        "Layers that cannot be quantized: 1 x no quantized class for Embedding"
+    )
 
 
 def test_quantize_refuses() -> None:
@@ -70,23 +75,35 @@ def test_a_model_without_parameters_has_a_share_of_zero() -> None:
     assert (plan.tensors, plan.coverage, plan.bytes_before, plan.bytes_after) == ((), 0.0, 0, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the globs of the preset that match nothing are not shown")
 def test_a_preset_for_parts_that_this_model_does_not_have() -> None:
     assert "experts" in only_error(planned("NVFP4_EXPERTS_ONLY_CFG"))
 
 
-@pytest.mark.xfail(strict=True, reason="the layers that no quantized class stands for are not mentioned")
 def test_a_model_whose_layers_have_no_quantized_class() -> None:
     """GPT-2's linear layers are transformers' Conv1D; only the head can be quantized, which the preset leaves out."""
     assert "Conv1D" in only_error(planned("INT8_DEFAULT_CFG", shared_model("gpt2")))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="promise 1 of DESIGN.md: uncovered experts are an error; today only listed"
-)
 def test_experts_that_are_not_covered() -> None:
     model = shared_model("qwen3_moe")
     plan = planned("FP8_DEFAULT_CFG", model)
 
     assert plan.coverage < 0.1
-    assert "experts" in " ".join(plan.errors)
+    (error,) = plan.errors
+    assert error.startswith(
+        "4 weights of experts would stay as they are, since no quantized class stands for their"
+    )
+    assert "model.layers.0.mlp.experts.gate_up_proj, model.layers.0.mlp.experts.down_proj" in error
+    assert "Leave them out on purpose ({'quantizer_name': '*.experts.*', 'enable': False})" in error
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        octavo.merge_configs("FP8_DEFAULT_CFG", {"quant_cfg": [entry("*.experts.*", enable=False)]}),
+        {"quant_cfg": [OFF, entry("*self_attn*weight_quantizer", {"num_bits": 8})]},
+    ],
+    ids=["turned off", "never meant"],
+)
+def test_experts_that_are_left_out_on_purpose(config: Any) -> None:
+    assert planned(config, shared_model("qwen3_moe")).errors == ()

@@ -130,11 +130,13 @@ def test_quantizers_of_attention_and_outputs() -> None:
 INPUTS_ONLY = {"quant_cfg": [{"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8}}]}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="inputs are shown only where the weight is quantized too, and nowhere else"
-)
 def test_inputs_of_layers_whose_weight_stays() -> None:
     plan = planned(INPUTS_ONLY)
 
     assert plan.layers[1].quantizers.keys() == {"input_quantizer"}
     assert tensor(plan, f"{Q_PROJ}.weight").inputs == (INT8,)
+    assert plan.summary().splitlines()[:2] == [
+        f"0 weights quantized, 0.0% of all parameters; {plan.bytes_before / 1e6:.2f} MB -> "
+        f"{plan.bytes_before / 1e6:.2f} MB",
+        "  15 x inputs int8 tensor",
+    ]

@@ -47,7 +47,6 @@ def test_by_an_entry_of_the_older_form_that_does_not_turn_on() -> None:
     assert reason(plan, "lm_head.weight") == "left off by '*', which does not say enable=True"
 
 
-@pytest.mark.xfail(strict=True, reason="says that an entry which says enable=False does not say enable=True")
 @pytest.mark.parametrize("quant_cfg", [
     {"*weight_quantizer": FP8, "*lm_head*": {"enable": False}, "default": {}},
     [{"quantizer_name": "*weight_quantizer", "cfg": FP8},
@@ -111,9 +110,6 @@ def test_parameters_that_no_layer_holds() -> None:
     assert reason(plan, "gate") == f"no quantized class for {__name__}:{Gated.__qualname__}"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch's own attention reads out_proj.weight and never calls the layer"
-)
 def test_the_output_projection_of_torchs_own_attention_is_left_out() -> None:
     """Simulation leaves it as it is, so the plan must not promise it: 23 % of this model's parameters."""
     plan = planned(

@@ -92,9 +92,6 @@ def test_the_older_form_without_a_default(more: dict[str, Any], expected: tuple[
     assert planned({"quant_cfg": quant_cfg}, MODEL).warnings == expected
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the plan does not look at the algorithm, so that only quantize refuses it"
-)
 @pytest.mark.parametrize(
     ("algorithm", "named"), [("awq_lite", "awq_lite"), ("mxa", "mxa"), ({"method": "max", "x": 1}, "x")]
 )

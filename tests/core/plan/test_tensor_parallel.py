@@ -84,7 +84,6 @@ def test_a_family_without_a_map_cannot_be_checked() -> None:
     assert planned("FP8_DEFAULT_CFG", model).errors == ()
 
 
-@pytest.mark.xfail(strict=True, reason="a size below 1 is taken for 1")
 @pytest.mark.parametrize("tp", [0, -2])
 def test_a_size_below_one(tp: int) -> None:
     with pytest.raises(OctavoError, match=str(tp)):

@@ -53,7 +53,10 @@ def test_layers_that_share_a_weight_name_each_other() -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="one module under two names is refused: nothing would be untied")
+def test_a_model_that_is_itself_a_layer_is_tied_to_nothing() -> None:
+    assert planned(weights(INT8), nn.Linear(8, 8)).errors == ()
+
+
 def test_one_layer_under_two_names_is_tied_to_nothing() -> None:
     layer = nn.Linear(8, 8)
 

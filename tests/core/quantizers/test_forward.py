@@ -75,10 +75,8 @@ def test_a_quantizer_without_format_is_off() -> None:
 
 @pytest.mark.parametrize("spec", [INT8, MXFP4, QuantSpec("e4m3", PerToken(), dynamic=True)], ids=str)
 @pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64), (4, 0)], ids=str)
-def test_empty_tensors_pass_through(spec: QuantSpec, shape: tuple[int, ...]) -> None:
-    x = torch.zeros(shape)
-
-    assert TensorQuantizer(spec)(x) is x
+def test_empty_tensors_stay_empty(spec: QuantSpec, shape: tuple[int, ...]) -> None:
+    assert TensorQuantizer(spec)(torch.zeros(shape)).shape == shape
 
 
 def test_a_collector_sees_the_very_tensor_and_nothing_is_rounded_meanwhile() -> None:

@@ -56,9 +56,6 @@ def test_other_state_is_refused(spec: QuantSpec, found: str) -> None:
     assert quantizer.spec == INT8
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only names of state are compared, so scales of rows become those of columns"
-)
 @pytest.mark.parametrize(
     "granularity", [PerChannel(1), PerTensor(), PerBlock(((-1, 16),)), PerToken()], ids=str
 )
@@ -67,7 +64,6 @@ def test_state_of_another_shape_or_meaning_is_refused(granularity: formats.Granu
         calibrated().respecify(QuantSpec("int8", granularity))
 
 
-@pytest.mark.xfail(strict=True, reason="it takes the format and has no buffers for its state")
 def test_a_quantizer_without_format_cannot_get_one_that_has_state() -> None:
     with pytest.raises(ModeError, match="amax"):
         TensorQuantizer().respecify(INT8)

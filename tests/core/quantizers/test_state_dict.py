@@ -70,9 +70,6 @@ def test_loading_casts_to_fp32() -> None:
     assert not target.needs_calibration
 
 
-@pytest.mark.xfail(
-    strict=True, reason="assign=True, which low-memory loaders use, puts in whatever dtype comes"
-)
 def test_assigning_casts_to_fp32() -> None:
     target = TensorQuantizer(QuantSpec("int8"))
     state = {"amax": torch.tensor(1.5, dtype=torch.bfloat16), "calibrated": torch.tensor(1)}

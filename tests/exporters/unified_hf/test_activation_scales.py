@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from octavo.core.formats import PerBlock, QuantSpec
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state, state_from_scale
-from octavo.exporters.unified_hf.inspection import FP8_KV, NVFP4_KV
+from octavo.exporters.unified_hf.caches import FP8_KV, NVFP4_KV
 
 NVFP4 = QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0, dynamic=True)
 FORMATS = {448.0: QuantSpec("e4m3"), 127.0: QuantSpec("int8"), 2688.0: NVFP4, 7.0: QuantSpec("int4")}

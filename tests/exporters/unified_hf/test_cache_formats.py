@@ -38,12 +38,26 @@ def test_a_cache_has_one_of_two_formats(
         export(quantized(config), tmp_path / "out")
 
 
-@pytest.mark.xfail(strict=True, reason="silent: engines use k's scale for v, or 1.0 for layers without one")
-@pytest.mark.parametrize("pattern", ["*k_bmm_quantizer", "model.layers.0.*[kv]_bmm_quantizer"])
-def test_a_cache_that_is_quantized_in_part_is_warned_of(pattern: str, tmp_path: Path) -> None:
+def test_keys_alone_are_refused(tmp_path: Path) -> None:
     config = octavo.FP8_DEFAULT_CFG
-    config["quant_cfg"].append({"quantizer_name": pattern, "cfg": FP8})
+    config["quant_cfg"].append({"quantizer_name": "*k_bmm_quantizer", "cfg": FP8})
+
+    with pytest.raises(
+        ExportError, match=r"keys and values or neither, and model\.layers\.0\..*k_bmm_quantizer"
+    ):
+        export(quantized(config), tmp_path / "out")
+
+
+def test_a_cache_of_some_layers_is_warned_of_and_read_as_engines_do(tmp_path: Path) -> None:
+    config = octavo.FP8_DEFAULT_CFG
+    config["quant_cfg"].append({"quantizer_name": "model.layers.0.*[kv]_bmm_quantizer", "cfg": FP8})
 
     report = octavo.export_hf_checkpoint(quantized(config), export_dir=tmp_path / "out", quiet=True)
 
-    assert any("_bmm_quantizer" in warning for warning in report.warnings)
+    assert report.warnings == (
+        "engines quantize the cache of all layers, with the scale 1 where a checkpoint has none, and 1 layers have "
+        "theirs off (model.layers.1.self_attn.k_bmm_quantizer)",
+    )
+    served = octavo.load_quantized(tmp_path / "out")
+    quantizer = served.get_submodule("model.layers.1.self_attn.k_bmm_quantizer")
+    assert quantizer.amax == 448

@@ -90,9 +90,6 @@ def test_config_json_without_an_algorithm(directory: Path) -> None:
         exporter_of(directory).open(directory)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engines take both shapes in either file; the reader takes one in each"
-)
 @pytest.mark.parametrize("file", ["hf_quant_config.json", "config.json"])
 def test_either_shape_is_read_in_either_file(file: str, directory: Path) -> None:
     nested, config = json_of(directory / "hf_quant_config.json"), json_of(directory / "config.json")

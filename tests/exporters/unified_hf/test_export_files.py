@@ -103,9 +103,6 @@ def test_a_plain_module_gets_metadata_and_its_own_names(tmp_path: Path) -> None:
     assert json_of(directory / "config.json").keys() == {"quantization_config"}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first parameter's dtype is taken for the model's, and all others are cast to it"
-)
 def test_without_a_dtype_every_tensor_keeps_its_own(tmp_path: Path) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import octavo
@@ -99,7 +100,6 @@ def test_layouts_without_a_scheme_are_refused_with_their_layers(
     assert "It stores FP8, FP8_PER_CHANNEL_PER_TOKEN, fp8_pb_wo, " in message
 
 
-@pytest.mark.xfail(strict=True, reason="specs are shown by repr, with every field")
 def test_refused_formats_are_called_by_their_short_names(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"int4 block\{-1:64\} then e4m3 tensor"):
         export(quantized(rules(weight=[INT4, FP8])), tmp_path / "out")
@@ -122,17 +122,30 @@ def test_a_model_finalized_for_another_dialect(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="it is written with plain weights under quant_algo null: what was INT8 is lost"
-)
 def test_a_model_that_was_read_back_has_nothing_to_pack(tmp_path: Path) -> None:
     served = octavo.load_quantized(export(quantized("INT8_WEIGHT_ONLY_CFG"), tmp_path / "first"))
 
-    with pytest.raises(ExportError):
+    with pytest.raises(
+        ExportError, match=f"^the model was read from {tmp_path / 'first'} and its weights are deq"
+    ):
         export(served, tmp_path / "second")
 
 
-@pytest.mark.xfail(strict=True, reason="written and not readable: rows are packed in pairs")
+def test_a_model_without_a_quantizer_that_is_on(tmp_path: Path) -> None:
+    model = quantized("INT8_WEIGHT_ONLY_CFG")
+    for name, module in model.named_modules():
+        if name.endswith("weight_quantizer"):
+            module.enabled = False
+
+    with pytest.raises(ExportError, match="no quantizer is on"):
+        export(model, tmp_path / "out")
+
+
+def test_a_dtype_that_is_no_float(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"a float one; found torch\.int8$"):
+        export(quantized("INT8_WEIGHT_ONLY_CFG"), tmp_path / "out", dtype=torch.int8)
+
+
 def test_an_odd_number_of_int4_rows_is_refused(tmp_path: Path) -> None:
     model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=3)).eval()
     octavo.quantize(model, octavo.with_block_size("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 64), quiet=True)
@@ -141,7 +154,6 @@ def test_an_odd_number_of_int4_rows_is_refused(tmp_path: Path) -> None:
         export(model, tmp_path / "out")
 
 
-@pytest.mark.xfail(strict=True, reason="ValueError of transformers, after all the work")
 def test_a_generation_config_that_transformers_does_not_save(tmp_path: Path) -> None:
     model = plain_model()
     model.generation_config.temperature = 0.6  # and do_sample is off, as in Llama 2's checkpoints

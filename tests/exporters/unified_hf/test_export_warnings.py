@@ -77,9 +77,6 @@ def test_what_engines_read_has_no_warning(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="metadata says FP8, no tensor does, and the reader runs the cache unquantized"
-)
 def test_a_cache_without_scales_is_still_quantized_when_read_back(tmp_path: Path) -> None:
     octavo.export_hf_checkpoint(quantized(KV), export_dir=tmp_path / "out", quiet=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.core.formats import QuantSpec
-from octavo.exporters.unified_hf.inspection import FP8_KV, NVFP4_KV
+from octavo.exporters.unified_hf.caches import FP8_KV, NVFP4_KV
 from octavo.exporters.unified_hf.metadata import LayerSchemes, flat_metadata, nested_metadata
 from octavo.exporters.unified_hf.schemes import schemes
 

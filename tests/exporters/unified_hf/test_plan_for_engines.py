@@ -47,9 +47,6 @@ def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
         octavo.plan(plain_model(), "FP8_DEFAULT_CFG", target="vlm")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="layers are judged one by one; SGLang takes such a checkpoint for w4afp8"
-)
 def test_sglang_refuses_mixed_precision_without_nvfp4() -> None:
     rules = [
         {"quantizer_name": "*mlp*weight_quantizer", "cfg": {"num_bits": (4, 3)}},

@@ -39,7 +39,7 @@ def table(shared: Path) -> dict[tuple[str, str], str]:
 def verdicts() -> dict[tuple[str, str], str]:
     return {
         (scheme.quant_algo.upper(), engine): EXPORTER.serves(
-            engine, LayerFormat(scheme.weight, scheme.inputs)
+            engine, LayerFormat(scheme.weight_with_block(16), scheme.inputs)
         ).status
         for scheme in schemes()
         for engine in ENGINES
@@ -52,16 +52,8 @@ def test_verdicts_are_those_of_the_specification(shared: Path) -> None:
     assert len(known) == 12 * 3
 
     different = {key: (found[key], expected[key]) for key in known if found[key] != expected[key]}
-    different.pop(("MXFP4", "trtllm"), None)  # the test below
 
     assert different == {}
-
-
-@pytest.mark.xfail(
-    strict=True, reason="TensorRT-LLM refuses mxfp4 by its source; targets.yaml leaves it unknown"
-)
-def test_tensorrt_llm_refuses_mxfp4(shared: Path) -> None:
-    assert table(shared)["MXFP4", "trtllm"] == verdicts()["MXFP4", "trtllm"]
 
 
 def test_transformers_loads_nothing_rightly(shared: Path) -> None:
@@ -82,7 +74,7 @@ def test_nobody_reads_names_of_our_own(engine: str) -> None:
 def test_every_verdict_has_evidence() -> None:
     for scheme in schemes():
         for engine in ENGINES:
-            verdict = EXPORTER.serves(engine, LayerFormat(scheme.weight, scheme.inputs))
+            verdict = EXPORTER.serves(engine, LayerFormat(scheme.weight_with_block(16), scheme.inputs))
             assert len(verdict.evidence) >= 5
             if verdict.status == "unknown":
                 assert verdict.evidence == f"{scheme.quant_algo} was never tried there"
@@ -97,9 +89,6 @@ def test_a_format_without_a_scheme_is_refused() -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the evidence is of blocks of 16; Marlin and the specification know no others"
-)
 def test_nvfp4_blocks_of_another_length_were_never_tried() -> None:
     weight = QuantSpec("e2m1", BLOCK_32, "e4m3", 2688.0, dynamic=True)
 

@@ -1,0 +1,115 @@
+"""Quantized layers as JSON-ready data, and quantizers attached again by such data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from octavo.core.calibration.attach import swap_with
+from octavo.core.errors import ModeError, UnsupportedError
+from octavo.core.formats import QuantSpec
+from octavo.core.modes.record import part
+from octavo.core.modules import (
+    QuantAttention,
+    QuantModule,
+    combined_class,
+    quantized_class,
+    quantized_layers,
+)
+from octavo.core.plan.settings import StageSetting
+from octavo.core.plugins import plugins
+from octavo.core.quantizers import Quantizer, TensorQuantizer
+
+
+def describe_quantizers(model: nn.Module) -> dict[str, Any]:
+    """Return every quantized layer and its quantizers as JSON-ready data that `attach_described` reads."""
+    return {
+        name: {
+            "attention": isinstance(layer, QuantAttention),
+            "quantizers": {
+                quantizer_name: [
+                    _describe_stage(stage) for stage in quantizer.stages() if stage.spec is not None
+                ]
+                for quantizer_name, quantizer in layer.quantizers().items()
+            },
+        }
+        for name, layer in quantized_layers(model)
+    }
+
+
+def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
+    """Attach the quantizers that `describe_quantizers` described to a plain model, uncalibrated.
+
+    Raises:
+        CheckpointError: a description lacks a part; it is named.
+        ModeError: a layer is missing, or its class has other quantizers.
+        UnsupportedError: a layer's class has no quantized class.
+        ConfigError: a format does not exist.
+    """
+    modules = dict(model.named_modules())
+    described = [_read_layer(name, data, modules) for name, data in layers.items()]
+    for layer in described:
+        swap_with(layer.name, layer.layer, layer.quantized, layer.stages)
+        for quantizer_name, enabled in layer.enabled.items():
+            quantizer: Quantizer = getattr(layer.layer, quantizer_name)
+            for stage, is_on in zip(
+                quantizer.stages(), enabled, strict=False
+            ):  # one that is off has no stages
+                stage.enabled = is_on
+    plugins().prepare_model(model)
+
+
+@dataclass(frozen=True)
+class _DescribedLayer:
+    """A layer, its quantized class, and stages and switches of its quantizers by name."""
+
+    name: str
+    layer: nn.Module
+    quantized: type[QuantModule]
+    stages: dict[str, tuple[StageSetting, ...]]
+    enabled: dict[str, tuple[bool, ...]]
+
+
+def _read_layer(name: str, data: Any, modules: Mapping[str, nn.Module]) -> _DescribedLayer:
+    where = f"the record's layer {name!r}"
+    if name not in modules:
+        raise ModeError(
+            f"the record has a quantized layer {name!r}; this {type(modules['']).__name__} has none"
+        )
+    quantized = _quantized_class(name, modules[name], part(data, "attention", bool, where))
+    quantizers = part(data, "quantizers", dict, where)
+    stages, enabled = {}, {}
+    for quantizer_name in quantizers:
+        described = part(quantizers, quantizer_name, list, where)
+        stages[quantizer_name] = tuple(
+            _read_stage(stage, f"{where}: {quantizer_name}") for stage in described
+        )
+        enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
+    if quantizers.keys() != set(quantized.quantizer_names):
+        raise ModeError(
+            f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
+            f"{', '.join(quantized.quantizer_names)}"
+        )
+    return _DescribedLayer(name, modules[name], quantized, stages, enabled)
+
+
+def _quantized_class(name: str, layer: nn.Module, is_attention: bool) -> type[QuantModule]:
+    if is_attention:
+        return combined_class(QuantAttention, type(layer))
+    quantized = quantized_class(type(layer))
+    if quantized is None:
+        raise UnsupportedError(f"{name}: {type(layer).__name__} has no quantized class; register one first")
+    return quantized
+
+
+def _read_stage(data: Any, where: str) -> StageSetting:
+    spec = QuantSpec.from_json(part(data, "spec", dict, where))
+    return StageSetting(spec, None, part(data, "range_mask", bool, where))
+
+
+def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
+    assert stage.spec is not None  # noqa: S101 (the caller leaves the others out)
+    return {"spec": stage.spec.to_json(), "range_mask": stage.range_mask, "enabled": stage.enabled}

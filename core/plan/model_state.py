@@ -1,0 +1,49 @@
+"""Whether a model is in a state in which it can be planned, and quantized."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from octavo.core.errors import ModeError, PlanError
+from octavo.core.modules import quantized_layers
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model that cannot be planned.
+
+    Raises:
+        ModeError: the model is quantized already.
+        PlanError: a lazy layer has no shape yet; its parameter is named.
+    """
+    already = [name for name, _ in quantized_layers(model)]
+    if already:
+        raise ModeError(
+            f"the model is quantized already ({len(already)} layers, first {already[0]!r}); "
+            "call octavo.unquantize(model) first"
+        )
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise PlanError(
+            f"{len(lazy)} parameters of lazy layers have no shape yet (first {lazy[0]!r}); run the model once"
+        )
+
+
+def check_device(model: nn.Module) -> None:
+    """Refuse a model whose weights are not here as a whole.
+
+    Raises:
+        PlanError: parameters are on the meta device, or sharded; the first is named.
+    """
+    meta = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if meta:
+        raise PlanError(
+            f"{len(meta)} parameters are on the meta device, without values (first {meta[0]!r}); "
+            "load the weights first. octavo.plan works on such a model"
+        )
+    sharded = [name for name, parameter in model.named_parameters() if type(parameter).__name__ == "DTensor"]
+    if sharded:
+        raise PlanError(
+            f"{len(sharded)} parameters are sharded (first {sharded[0]!r}); quantize the model before fully_shard or "
+            "another of torch.distributed's functions shards it"
+        )
