@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from octavo.core.errors import ExportError, UnsupportedError, listed
+from octavo.core.model.checkpoint_layout import Parts
 
 # Files beside the weights that belong to the model and that no object in memory holds.
 _COPIED = ("chat_template.jinja", "preprocessor_config.json", "processor_config.json")
@@ -38,6 +39,39 @@ def names_in_checkpoint(model: Any, names: Sequence[str]) -> Mapping[str, str]:
             f"model has them ({listed(fused)}); fused parameters cannot be exported yet"
         )
     return renamed
+
+
+def parts_in_checkpoint(model: Any, names: Sequence[str]) -> dict[str, Parts]:
+    """Return how `save_pretrained` takes apart those of these parameters that stack experts.
+
+    Small numbered tensors go through transformers' own conversion; the numbers that come out of it tell which
+    expert, and which of equal row segments, each piece is.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name in set(names)}
+    stacked = {name: shape[0] for name, shape in shapes.items() if len(shape) == 3}
+    first, markers = 0, {}
+    for name, number in stacked.items():
+        markers[name] = torch.arange(first, first + 4 * number).reshape(number, 2, 2)
+        first += 4 * number
+    pieces = {
+        tuple(piece.flatten().tolist()): new
+        for new, piece in revert_weight_conversion(model, dict(markers)).items()
+    }
+    parts = {name: _parts_of(marker, pieces) for name, marker in markers.items()}
+    return {name: found for name, found in parts.items() if found is not None}
+
+
+def _parts_of(marker: torch.Tensor, pieces: Mapping[tuple[int, ...], str]) -> Parts | None:
+    """Return the names of the pieces of one numbered tensor, or None if it was not taken apart in equal rows."""
+    for num_segments in (1, 2):
+        numbers = [
+            [tuple(segment.flatten().tolist()) for segment in matrix.chunk(num_segments)] for matrix in marker
+        ]
+        if all(number in pieces for segments in numbers for number in segments):
+            return tuple(tuple(pieces[number] for number in segments) for segments in numbers)
+    return None
 
 
 def write_companion_files(model: Any, directory: Path, tokenizer: Any, dtype: torch.dtype) -> None:

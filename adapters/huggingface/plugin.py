@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from octavo.core.model.checkpoint_layout import Parts
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.family_map import describe_by_map
+from octavo.core.modules.experts import QuantExperts
 from octavo.core.plugins.hookspecs import DataRequest, PluginInfo
 from octavo.core.plugins.markers import hookimpl
 
@@ -76,6 +78,17 @@ def left_out_attention(model: nn.Module) -> Mapping[str, str] | None:
 
 
 @hookimpl
+def expert_layers(model: nn.Module) -> Mapping[str, type[QuantExperts]] | None:
+    """Return the layers of stacked experts."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.experts import experts_mixin
+
+    mixins = {name: experts_mixin(layer) for name, layer in model.named_modules()}
+    return {name: mixin for name, mixin in mixins.items() if mixin is not None}
+
+
+@hookimpl
 def prepare_model(model: nn.Module) -> None:
     """Route attention through quantizers, where layers have them."""
     if is_transformers_model(model):
@@ -101,6 +114,16 @@ def checkpoint_names(model: nn.Module, names: Sequence[str]) -> Mapping[str, str
     from octavo.adapters.huggingface.checkpoint import names_in_checkpoint
 
     return names_in_checkpoint(model, names)
+
+
+@hookimpl
+def checkpoint_parts(model: nn.Module, names: Sequence[str]) -> Mapping[str, Parts] | None:
+    """Take stacked experts apart as `save_pretrained` would."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.checkpoint import parts_in_checkpoint
+
+    return parts_in_checkpoint(model, names)
 
 
 @hookimpl

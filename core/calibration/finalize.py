@@ -134,9 +134,13 @@ def finalized(model: nn.Module, dialect: Dialect | str) -> Iterator[None]:
 
 def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:
     for _, layer in quantized_layers(model):
-        weight, inputs = _stage(layer, "weight_quantizer"), _stage(layer, "input_quantizer")
-        if weight is not None and weight.spec is not None:
-            weight.respecify(dialect.weight_spec(weight.spec, inputs.spec if inputs is not None else None))
+        for slot in layer.weight_slots():
+            weight, inputs = _stage(layer, slot.quantizer), _stage(layer, slot.inputs)
+            if weight is not None and weight.spec is not None:
+                spec = dialect.weight_spec(
+                    weight.spec.unstacked(), inputs.spec if inputs is not None else None
+                )
+                weight.respecify(spec.stacked() if slot.is_stacked else spec)
 
 
 def _share_scales(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:

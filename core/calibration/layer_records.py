@@ -14,6 +14,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.modes.record import part
 from octavo.core.modules import (
     QuantAttention,
+    QuantExperts,
     QuantModule,
     combined_class,
     quantized_class,
@@ -50,7 +51,8 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
         ConfigError: a format does not exist.
     """
     modules = dict(model.named_modules())
-    described = [_read_layer(name, data, modules) for name, data in layers.items()]
+    experts = plugins().expert_layers(model)
+    described = [_read_layer(name, data, modules, experts) for name, data in layers.items()]
     for layer in described:
         swap_with(layer.name, layer.layer, layer.quantized, layer.stages)
         for quantizer_name, enabled in layer.enabled.items():
@@ -73,13 +75,15 @@ class _DescribedLayer:
     enabled: dict[str, tuple[bool, ...]]
 
 
-def _read_layer(name: str, data: Any, modules: Mapping[str, nn.Module]) -> _DescribedLayer:
+def _read_layer(
+    name: str, data: Any, modules: Mapping[str, nn.Module], experts: Mapping[str, type[QuantExperts]]
+) -> _DescribedLayer:
     where = f"the record's layer {name!r}"
     if name not in modules:
         raise ModeError(
             f"the record has a quantized layer {name!r}; this {type(modules['']).__name__} has none"
         )
-    quantized = _quantized_class(name, modules[name], part(data, "attention", bool, where))
+    quantized = _quantized_class(name, modules[name], part(data, "attention", bool, where), experts.get(name))
     quantizers = part(data, "quantizers", dict, where)
     stages, enabled = {}, {}
     for quantizer_name in quantizers:
@@ -96,9 +100,12 @@ def _read_layer(name: str, data: Any, modules: Mapping[str, nn.Module]) -> _Desc
     return _DescribedLayer(name, modules[name], quantized, stages, enabled)
 
 
-def _quantized_class(name: str, layer: nn.Module, is_attention: bool) -> type[QuantModule]:
-    if is_attention:
-        return combined_class(QuantAttention, type(layer))
+def _quantized_class(
+    name: str, layer: nn.Module, is_attention: bool, experts: type[QuantExperts] | None
+) -> type[QuantModule]:
+    mixin = QuantAttention if is_attention else experts
+    if mixin is not None:
+        return combined_class(mixin, type(layer))
     quantized = quantized_class(type(layer))
     if quantized is None:
         raise UnsupportedError(f"{name}: {type(layer).__name__} has no quantized class; register one first")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from octavo.core.errors import ConfigError
+
 if TYPE_CHECKING:  # pydantic costs more than all the rest of `octavo.quantize`: imported on use
     from octavo.core.config.attributes import QuantizerAttributes
 
@@ -63,10 +65,21 @@ class Decision:
         return any(stage.enable for stage in self.stages)
 
 
-def decide(name: str, classes: Collection[str], rules: Sequence[Rule]) -> Decision:
+def decide(
+    name: str, classes: Collection[str], rules: Sequence[Rule], aliases: Sequence[str] = ()
+) -> Decision:
     """Apply `rules` in order to the quantizer `name` of a layer whose class goes by `classes`.
 
     The stages of a sequential quantizer are also matched one by one, as `<name>.0`, `<name>.1`, …
+
+    Args:
+        name: The quantizer's full name.
+        classes: Names of its layer's class.
+        rules: The config.
+        aliases: Names of the parts that it stands for together, which a rule may match instead: all or none.
+
+    Raises:
+        ConfigError: a rule matches some of the aliases.
     """
     from octavo.core.config.attributes import QuantizerAttributes
 
@@ -74,12 +87,22 @@ def decide(name: str, classes: Collection[str], rules: Sequence[Rule]) -> Decisi
     matched: list[Rule] = []
     for rule in rules:
         numbers = range(len(stages)) if len(stages) > 1 else ()
-        whole = rule.matches(name, classes)
+        whole = rule.matches(name, classes) or _matches_all(rule, name, classes, aliases)
         hits = [i for i in numbers if rule.matches(f"{name}.{i}", classes)]
         if whole or hits:
             stages = _applied(rule, stages, None if whole else hits)
             matched.append(rule)
     return Decision(tuple(QuantizerAttributes(**stage) for stage in stages), tuple(matched))
+
+
+def _matches_all(rule: Rule, name: str, classes: Collection[str], aliases: Sequence[str]) -> bool:
+    matched = [alias for alias in aliases if rule.matches(alias, classes)]
+    if matched and len(matched) < len(aliases):
+        raise ConfigError(
+            f"entry {rule} matches {matched[0]!r} and {len(matched)} of {len(aliases)} parts of {name!r}, which is one "
+            "parameter with one format; use a glob that matches all of them, or none"
+        )
+    return bool(matched)
 
 
 def _applied(rule: Rule, stages: list[Attributes], hits: Collection[int] | None) -> list[Attributes]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.layer_records import attach_described, describe_quantizers
 from octavo.core.errors import CheckpointError, listed
+from octavo.core.model.checkpoint_layout import Place
 from octavo.core.model.exporter import Exporter, InputState, QuantizedCheckpoint
 from octavo.core.model.module_names import module_names
 from octavo.core.modes.record import ModeRecord, set_history
@@ -38,11 +39,9 @@ def load_quantized(directory: str | Path, trust_remote_code: bool = False) -> nn
     checkpoint = exporter_of(directory).open(directory)
     activations = checkpoint.activations()
     model = plugins().build_model(directory, checkpoint.dtype, trust_remote_code)
-    own_names = {
-        new: name for name, new in plugins().checkpoint_names(model, list(model.state_dict())).items()
-    }
-    _load_weights(model, checkpoint, own_names)
-    activations = _activations_of(model, checkpoint, activations, own_names)
+    places = plugins().checkpoint_layout(model, list(model.state_dict())).places()
+    _load_weights(model, checkpoint, places)
+    activations = _activations_of(model, checkpoint, activations, places)
     attach_described(model, _described(model, activations))
     for name, activation in activations.items():
         if activation.state:
@@ -68,19 +67,23 @@ def exporter_of(directory: Path) -> Exporter:
 
 
 @torch.no_grad()
-def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, own_names: Mapping[str, str]) -> None:
+def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, places: Mapping[str, Place]) -> None:
     targets = model.state_dict(keep_vars=True)
-    loaded: set[int] = set()
+    loaded: set[tuple[int, int | None, int]] = set()
     unexpected = []
     for name, value in checkpoint.tensors():
-        target = targets.get(own_names.get(name, ""))
-        if target is None:
+        place = places.get(name)
+        if place is None:
             unexpected.append(name)
             continue
         tensor = value.dequantize() if isinstance(value, PackedTensor) else value
-        _copy(name, target, tensor, checkpoint.directory)
-        loaded.add(id(target))
-    missing = [name for name, target in targets.items() if id(target) not in loaded]
+        _copy(name, place.of(targets[place.name]), tensor, checkpoint.directory)
+        loaded.add((id(targets[place.name]), place.index, place.segment))
+    missing = [
+        name
+        for name, place in places.items()
+        if (id(targets[place.name]), place.index, place.segment) not in loaded
+    ]
     if missing or unexpected:
         raise CheckpointError(
             f"{checkpoint.directory} does not fit {type(model).__name__}: missing {listed(missing) or 'nothing'}; "
@@ -100,15 +103,24 @@ def _activations_of(
     model: nn.Module,
     checkpoint: QuantizedCheckpoint,
     stored: Mapping[str, InputState],
-    own_names: Mapping[str, str],
+    places: Mapping[str, Place],
 ) -> dict[str, InputState]:
-    """Return the activations of a checkpoint by the model's own names, and all of its attention layers' caches."""
-    own_modules = module_names(own_names)
+    """Return the activations of a checkpoint by the model's own names, and all of its attention layers' caches.
+
+    Experts of one layer share an input quantizer, and the largest of their scales, as in engines.
+    """
+    own_modules = module_names({new: place.name for new, place in places.items() if place.index is None})
     attention = plugins().attention_layers(model)
     layers = {name for name, _ in model.named_modules()}
-    activations, unknown = {}, []
+    activations: dict[str, InputState] = {}
+    unknown = []
     for name, activation in stored.items():
         module, _, quantizer = name.rpartition(".")
+        place = places.get(f"{module}.weight", Place(""))
+        if place.index is not None:
+            own_name = f"{place.name}_{quantizer}"
+            activations[own_name] = _larger(activation, activations.get(own_name))
+            continue
         own = own_modules.get(module, module)
         if own not in (attention if quantizer in QuantAttention.quantizer_names else layers):
             unknown.append(name)
@@ -124,14 +136,23 @@ def _activations_of(
     return activations
 
 
+def _larger(one: InputState, other: InputState | None) -> InputState:
+    """Return the state with the larger maxima."""
+    if other is None:
+        return one
+    return InputState(one.spec, {name: torch.maximum(t, other.state[name]) for name, t in one.state.items()})
+
+
 def _described(model: nn.Module, activations: Mapping[str, InputState]) -> dict[str, Any]:
     """Return what `attach_described` takes, for quantizers on activations only."""
     described: dict[str, Any] = {}
+    experts = plugins().expert_layers(model)
     for name, activation in activations.items():
         layer_name, _, quantizer = name.rpartition(".")
         is_attention = quantizer in QuantAttention.quantizer_names
-        quantized = QuantAttention if is_attention else quantized_class(type(model.get_submodule(layer_name)))
-        names = quantized.quantizer_names if quantized is not None else (quantizer,)
+        layer_class = type(model.get_submodule(layer_name))
+        mixin = QuantAttention if is_attention else experts.get(layer_name) or quantized_class(layer_class)
+        names = mixin.quantizer_names if mixin is not None else (quantizer,)
         layer = described.setdefault(
             layer_name, {"attention": is_attention, "quantizers": {n: [] for n in names}}
         )

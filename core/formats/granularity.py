@@ -202,8 +202,8 @@ def granularity_from_json(data: Mapping[str, Any]) -> Granularity:
             return PerChannel(axis)
         case {"kind": "block", "sizes": dict(sizes), **rest} if not rest and all(map(_is_axis, sizes)):
             return PerBlock(tuple((int(axis), length) for axis, length in sizes.items()))
-        case {"kind": "stacked", "each": {"kind": kind, **fields}, **rest} if not rest and kind != "stacked":
-            return Stacked(granularity_from_json({"kind": kind, **fields}))  # type: ignore[arg-type]
+        case {"kind": "stacked", "each": dict(each), **rest} if not rest and each.get("kind") != "stacked":
+            return Stacked(granularity_from_json(each))  # type: ignore[arg-type]
     raise ConfigError(
         f"granularity {dict(data)!r} is not one of tensor, channel, token, block, stacked with their fields"
     )

@@ -128,7 +128,9 @@ def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     inside = (steps >= low) & (steps <= high)
     amax, global_amax = _amax(x, state, spec)
     if global_amax is not None:
-        covered = torch.minimum(amax, beside(global_amax, amax)).reshape(keepdim_shape(spec.granularity, x.shape))
+        covered = torch.minimum(amax, beside(global_amax, amax)).reshape(
+            keepdim_shape(spec.granularity, x.shape)
+        )
         inside |= spec.granularity.blocked(x).abs() <= covered
     return unblocked(inside, spec.granularity, x.shape)
 

@@ -42,7 +42,8 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
     Args:
         amax: fp32, any shape: largest magnitude of each block. A zero block gets the scale 1 (e8m0: 2^−127),
             so that its codes are zero and no reader ever divides by zero.
-        global_amax: fp32 [], or [n] for n stacked tensors: largest magnitude of the tensor; used where the spec has two levels.
+        global_amax: fp32 [], or [n] for n stacked tensors: its largest magnitude; used where the spec
+            has two levels.
         spec: The format.
     """
     largest = spec.element_type.max

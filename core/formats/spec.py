@@ -102,7 +102,11 @@ class QuantSpec:
 
     def unstacked(self) -> QuantSpec:
         """Return the format of each of the stacked tensors; a spec that is not stacked is returned as it is."""
-        return replace(self, granularity=self.granularity.each) if isinstance(self.granularity, Stacked) else self
+        return (
+            replace(self, granularity=self.granularity.each)
+            if isinstance(self.granularity, Stacked)
+            else self
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict that `from_json` reads back."""

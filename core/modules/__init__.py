@@ -1,7 +1,8 @@
 """Quantized layer classes, their registry, and the swap of a layer's class."""
 
 from octavo.core.modules.attention import QuantAttention
-from octavo.core.modules.base import QuantModule
+from octavo.core.modules.base import QuantModule, WeightSlot
+from octavo.core.modules.experts import QuantExperts
 from octavo.core.modules.fused import fused_layers
 from octavo.core.modules.registry import (
     class_key,
@@ -23,7 +24,9 @@ from octavo.core.modules.swap import (
 
 __all__ = [
     "QuantAttention",
+    "QuantExperts",
     "QuantModule",
+    "WeightSlot",
     "check_unswap",
     "class_key",
     "combined_class",

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from octavo.core.quantizers import Quantizer
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """A parameter that a quantizer of a layer stands for, and the quantizer of what it is multiplied with.
+
+    Attributes:
+        quantizer: Name of the weight's quantizer.
+        parameter: Name of the parameter.
+        inputs: Name of the input's quantizer.
+        is_stacked: The parameter is a stack of independent weights, along its first dim.
+    """
+
+    quantizer: str = "weight_quantizer"
+    parameter: str = "weight"
+    inputs: str = "input_quantizer"
+    is_stacked: bool = False
 
 
 class QuantModule(nn.Module):
@@ -21,6 +39,11 @@ class QuantModule(nn.Module):
     """
 
     quantizer_names: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def weight_slots(cls) -> tuple[WeightSlot, ...]:
+        """Return the parameters that quantizers stand for: `weight`, where there is a `weight_quantizer`."""
+        return (WeightSlot(),) if WeightSlot().quantizer in cls.quantizer_names else ()
 
     @classmethod
     def quantizer_shape(cls, layer: nn.Module, quantizer: str) -> tuple[int, ...] | None:

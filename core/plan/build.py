@@ -47,7 +47,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
         raise ConfigError(f"tp={tp}: the tensor-parallel size must be at least 1")
     loaded = load_config(config)
     rules = parse_rules(loaded["quant_cfg"])
-    sites, reasons = find_sites(model, plugins().attention_layers(model))
+    sites, reasons = find_sites(model, plugins().mixins(model))
     layers, uncalibrated, algorithm_errors = _with_algorithm(
         decide_settings(sites, rules), loaded["algorithm"]
     )

@@ -52,11 +52,12 @@ def tied_problems(model: nn.Module, layers: Iterable[LayerSetting]) -> Iterator[
             module_name, recurse=False, remove_duplicate=False
         ):
             names.setdefault(id(parameter), []).append(own_name)
-    for layer in layers:
-        own_name = f"{layer.site.name}.weight".removeprefix(".")
-        sharing = names.get(id(getattr(layer.site.layer, "weight", None)), [])
+    slots = [(layer, slot) for layer in layers for slot in layer.site.quantized.weight_slots()]
+    for layer, slot in slots:
+        own_name = f"{layer.site.name}.{slot.parameter}".removeprefix(".")
+        sharing = names.get(id(getattr(layer.site.layer, slot.parameter, None)), [])
         others = [name for name in sharing if name != own_name]
-        if others and "weight_quantizer" in layer.quantizers:
+        if others and slot.quantizer in layer.quantizers:
             yield (
                 f"{own_name} is tied to {listed(others)}: quantizing one side would untie them. "
                 f"Exclude it ({{'quantizer_name': '*{layer.site.name}*', 'enable': False}})"

@@ -91,7 +91,7 @@ class Plan:
             layer.site.quantizer_name(quantizer): tuple(stage.spec for stage in stages)
             for layer in self.layers
             for quantizer, stages in layer.quantizers.items()
-            if quantizer not in ("weight_quantizer", "input_quantizer")
+            if not any(quantizer in (s.quantizer, s.inputs) for s in layer.site.quantized.weight_slots())
         }
 
     def check(self) -> None:

@@ -76,7 +76,7 @@ def without_calibration(layers: Sequence[LayerSetting]) -> tuple[list[LayerSetti
     for layer in layers:
         quantizers = dict(layer.quantizers)
         for name, stages in layer.quantizers.items():
-            if name == "weight_quantizer":
+            if name in layer.site.weight_quantizers():
                 continue
             if any(stage.spec.global_max is not None and stage.pinned_amax is None for stage in stages):
                 errors.append(
@@ -101,23 +101,28 @@ def _decide_layer(site: Site, config: Sequence[Rule]) -> LayerSetting:
     quantizers: dict[str, tuple[StageSetting, ...]] = {}
     rules: list[Rule] = []
     reason = ""
+    slots = {slot.quantizer: slot for slot in site.quantized.weight_slots()}
     for quantizer in site.quantized.quantizer_names:
         name = site.quantizer_name(quantizer)
-        decision = decide(name, class_names, config)
+        decision = decide(name, class_names, config, site.config_names(quantizer))
         rules += decision.rules
         if any(attributes.rotate for attributes in decision.stages):
             raise UnsupportedError(f"{name}: rotate is not available in this version of Octavo")
         if decision.enabled:
             shape = site.quantized.quantizer_shape(site.layer, quantizer)
-            quantizers[quantizer] = tuple(_stage(name, a, shape) for a in decision.stages if a.enable)
-        elif quantizer == "weight_quantizer":
+            is_stacked = quantizer in slots and slots[quantizer].is_stacked
+            stages = (a for a in decision.stages if a.enable)
+            quantizers[quantizer] = tuple(_stage(name, stage, shape, is_stacked) for stage in stages)
+        elif quantizer in slots:
             reason = _off_reason(decision)
     return LayerSetting(site, quantizers, reason, tuple(rules))
 
 
-def _stage(name: str, attributes: QuantizerAttributes, shape: tuple[int, ...] | None) -> StageSetting:
+def _stage(
+    name: str, attributes: QuantizerAttributes, shape: tuple[int, ...] | None, is_stacked: bool
+) -> StageSetting:
     try:
-        spec = attributes.to_spec()
+        spec = attributes.to_spec().stacked() if is_stacked else attributes.to_spec()
         if shape is not None and all(shape):
             spec.granularity.scale_shape(shape)  # raises on axes that do not exist
         return StageSetting(spec, attributes.pinned_amax(), not attributes.pass_through_bwd)

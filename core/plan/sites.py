@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from octavo.core.modules import (
-    QuantAttention,
+    QuantExperts,
     QuantModule,
     class_key,
     combined_class,
@@ -36,24 +36,36 @@ class Site:
         """Return the full name of one of its quantizers, which config globs match."""
         return f"{self.name}.{quantizer}" if self.name else quantizer
 
+    def config_names(self, quantizer: str) -> tuple[str, ...]:
+        """Return the names that a config may know one of its quantizers by, if not by its own: those of experts."""
+        if not issubclass(self.quantized, QuantExperts):
+            return ()
+        return tuple(map(self.quantizer_name, self.quantized.expert_names(self.layer, quantizer)))
+
+    def weight_quantizers(self) -> frozenset[str]:
+        """Return the names of its quantizers that stand for parameters."""
+        return frozenset(slot.quantizer for slot in self.quantized.weight_slots())
+
     def class_names(self) -> frozenset[str]:
         """Return the names by which a config's `parent_class` may call its class."""
         return class_names(self.layer)
 
 
-def find_sites(model: nn.Module, attention: Mapping[str, nn.Module]) -> tuple[list[Site], dict[str, str]]:
+def find_sites(
+    model: nn.Module, mixins: Mapping[str, type[QuantModule]]
+) -> tuple[list[Site], dict[str, str]]:
     """Return the quantizable layers of `model`, and {layer name: reason} for layers with weights that are not.
 
     Args:
         model: Any model, on any device.
-        attention: Layers whose q, k and v can be quantized, by name, from the adapter.
+        mixins: Layers that an adapter makes quantizable, by name: attention and stacked experts.
     """
     sites, reasons = [], {}
     fused = fused_layers(model)
     for name, layer in model.named_modules():
         quantized = quantized_class(type(layer))
-        if name in attention:
-            quantized = combined_class(QuantAttention, type(layer))
+        if name in mixins:
+            quantized = combined_class(mixins[name], type(layer))
         if layer in fused:
             reasons[name] = fused[layer]
         elif quantized is not None:

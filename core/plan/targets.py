@@ -42,14 +42,15 @@ def _verdicts(layers: Iterable[LayerSetting], target: str) -> Iterator[tuple[str
     caches: dict[QuantSpec, list[str]] = {}
     for layer in layers:
         chains = {name: [stage.spec for stage in stages] for name, stages in layer.quantizers.items()}
-        weight, inputs = chains.get("weight_quantizer", []), chains.get("input_quantizer", [])
-        if len(weight) == 1 and len(inputs) <= 1:
-            layer_format = LayerFormat(weight[0], inputs[0] if inputs else None)
-            formats.setdefault(layer_format, []).append(layer.site.name)
-        elif weight or inputs:
-            what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
-            evidence = "checkpoints store one format of a weight, and one of its input"
-            yield what, Verdict("refused", evidence), [layer.site.name]
+        for slot in layer.site.quantized.weight_slots():
+            weight, inputs = chains.get(slot.quantizer, []), chains.get(slot.inputs, [])
+            if len(weight) == 1 and len(inputs) <= 1:
+                layer_format = LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None)
+                formats.setdefault(layer_format, []).append(layer.site.name)
+            elif weight or inputs:
+                what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
+                evidence = "checkpoints store one format of a weight, and one of its input"
+                yield what, Verdict("refused", evidence), [layer.site.name]
         for spec in {*chains.get("k_bmm_quantizer", []), *chains.get("v_bmm_quantizer", [])}:
             caches.setdefault(spec, []).append(layer.site.name)
     for layer_format, names in formats.items():

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from octavo.core.formats import QuantSpec
 from octavo.core.formats.packing import packed_length
+from octavo.core.modules import WeightSlot
 from octavo.core.plan.plan import TensorPlan
 from octavo.core.plan.settings import LayerSetting
 
 _SCALE_BYTES = {"float32": 4, "e4m3": 1, "e8m0": 1}
-# A layer's weight, or what torch's parametrizations and older norms compute it from.
-_WEIGHT = re.compile(
-    r"(?:(?P<layer>.*)\.)?(?:weight(?:_g|_v|_orig)?|parametrizations\.weight\.original[01]?)"
-)
+# What torch's parametrizations and older norms compute a layer's weight from.
+_SOURCE_OF_WEIGHT = re.compile(r"(?:weight_(?:g|v|orig)|parametrizations\.weight\.original[01]?)$")
 
 
 def plan_tensors(
@@ -32,13 +31,24 @@ def plan_tensors(
     """
     by_name = {layer.site.name: layer for layer in layers}
     for name, parameter in model.named_parameters():
-        match = _WEIGHT.fullmatch(name) if parameter.dim() > 1 else None
-        layer = None if match is None else by_name.get(match["layer"] or "")
-        weight, inputs = _specs(layer, "weight_quantizer"), _specs(layer, "input_quantizer")
-        reason = "" if weight else _reason(parameter, layer, reasons.get(name.rpartition(".")[0]))
-        after = _quantized_bytes(parameter, weight) if weight else parameter.nbytes
+        layer_name, _, own_name = _SOURCE_OF_WEIGHT.sub("weight", name).rpartition(".")
+        layer = by_name.get(layer_name)
+        slot = _slot(layer, own_name) if parameter.dim() > 1 else None
+        weight = _specs(layer, slot.quantizer) if slot else ()
+        inputs = _specs(layer, slot.inputs) if slot else ()
+        reason = "" if weight else _reason(parameter, layer, reasons.get(layer_name))
+        after = (
+            _quantized_bytes(parameter, layer, slot, weight)
+            if layer and slot and weight
+            else parameter.nbytes
+        )
         dtype = str(parameter.dtype).removeprefix("torch.")
         yield TensorPlan(name, tuple(parameter.shape), dtype, weight, inputs, reason, parameter.nbytes, after)
+
+
+def _slot(layer: LayerSetting | None, own_name: str) -> WeightSlot | None:
+    slots = () if layer is None else layer.site.quantized.weight_slots()
+    return next((slot for slot in slots if slot.parameter == own_name), None)
 
 
 def _specs(layer: LayerSetting | None, quantizer: str) -> tuple[QuantSpec, ...]:
@@ -53,8 +63,15 @@ def _reason(parameter: Tensor, layer: LayerSetting | None, reason: str | None) -
     return reason or "no quantizer stands for it"
 
 
-def _quantized_bytes(weight: Tensor, specs: Sequence[QuantSpec]) -> int:
+def _quantized_bytes(
+    weight: Tensor, layer: LayerSetting, slot: WeightSlot, specs: Sequence[QuantSpec]
+) -> int:
     shape = tuple(weight.shape)
+    if slot.is_stacked:  # which may be stored the other way round
+        shape = layer.site.quantized.quantizer_shape(layer.site.layer, slot.quantizer) or shape
     codes = math.prod(shape[:-1]) * packed_length(shape[-1], specs[0].element_type.bits)
     scales = [math.prod(spec.granularity.scale_shape(shape)) * _SCALE_BYTES[spec.scale] for spec in specs]
-    return codes + sum(scales) + 4 * sum(spec.global_max is not None for spec in specs)
+    second = [
+        math.prod(spec.state_shape("global_amax", shape)) for spec in specs if spec.global_max is not None
+    ]
+    return codes + sum(scales) + 4 * sum(second)

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from octavo.core.errors import ConfigError
+from octavo.core.model.checkpoint_layout import Parts
 from octavo.core.model.description import ModelDescription
+from octavo.core.modules.experts import QuantExperts
 from octavo.core.plugins.markers import hookspec
 
 
@@ -98,6 +100,11 @@ def left_out_attention(model: nn.Module) -> Mapping[str, str] | None:
     """Return {layer name: reason} of attention layers whose q, k and v it cannot hand over. Called by the plan."""
 
 
+@hookspec(firstresult=True)
+def expert_layers(model: nn.Module) -> Mapping[str, type[QuantExperts]] | None:
+    """Return {name: mixin} of layers whose experts' weights are stacked. Called by the plan."""
+
+
 @hookspec
 def prepare_model(model: nn.Module) -> None:
     """Make the framework run quantized layers. Called after layers were swapped; must be reversible."""
@@ -111,6 +118,11 @@ def unprepare_model(model: nn.Module) -> None:
 @hookspec(firstresult=True)
 def checkpoint_names(model: nn.Module, names: Sequence[str]) -> Mapping[str, str] | None:
     """Return {parameter name: name in the framework's checkpoints}. Called by exporters."""
+
+
+@hookspec(firstresult=True)
+def checkpoint_parts(model: nn.Module, names: Sequence[str]) -> Mapping[str, Parts] | None:
+    """Return how checkpoints take apart those of these parameters that stack several. Called by exporters."""
 
 
 @hookspec(firstresult=True)

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from octavo.core.errors import FOREIGN_FAILURES, CheckpointError, PluginError, nearest
+from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.exporter import Exporter
+from octavo.core.modules import QuantAttention, QuantExperts, QuantModule
 from octavo.core.plugins.hookspecs import DataRequest
 from octavo.core.plugins.loading import PluginStatus, load_plugins
 
@@ -73,10 +75,20 @@ class Plugins:
         """Call the hook `unprepare_model`."""
         self._hook.unprepare_model(model=model)
 
-    def checkpoint_names(self, model: nn.Module, names: Sequence[str]) -> Mapping[str, str]:
-        """Call the hook `checkpoint_names`; without an answer, names stay."""
-        answer = self._hook.checkpoint_names(model=model, names=names)
-        return cast("Mapping[str, str]", answer or {name: name for name in names})
+    def mixins(self, model: nn.Module) -> dict[str, type[QuantModule]]:
+        """Return {layer name: mixin} of all layers that adapters make quantizable: attention and stacked experts."""
+        return {**dict.fromkeys(self.attention_layers(model), QuantAttention), **self.expert_layers(model)}
+
+    def expert_layers(self, model: nn.Module) -> Mapping[str, type[QuantExperts]]:
+        """Call the hook `expert_layers`."""
+        return cast("Mapping[str, type[QuantExperts]]", self._hook.expert_layers(model=model) or {})
+
+    def checkpoint_layout(self, model: nn.Module, names: Sequence[str]) -> CheckpointLayout:
+        """Call the hooks `checkpoint_parts` and, for all other names, `checkpoint_names`, without which names stay."""
+        parts = self._hook.checkpoint_parts(model=model, names=names) or {}
+        whole = [name for name in names if name not in parts]
+        answer = self._hook.checkpoint_names(model=model, names=whole)
+        return CheckpointLayout(answer or {name: name for name in whole}, parts)
 
     def write_companions(self, model: nn.Module, directory: Path, tokenizer: Any, dtype: torch.dtype) -> bool:
         """Call the hook `write_companions`; return whether an adapter did."""

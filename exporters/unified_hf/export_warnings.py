@@ -15,14 +15,14 @@ from octavo.exporters.unified_hf.targets import is_read_by_an_engine
 
 def export_warnings(model: nn.Module, parts: ExportableModel) -> Iterator[str]:
     """Yield what a user should know before the checkpoint of `model` is served."""
-    unscaled = [name for name, (_, scheme) in parts.layers.items() if _is_dynamic_tensor(scheme.inputs)]
+    unscaled = [w.layer_name for w in parts.weights.values() if _is_dynamic_tensor(w.scheme.inputs)]
     unscaled += list(parts.attention) if _is_dynamic_tensor(parts.kv) else []
     if unscaled:
         yield (
             f"{len(unscaled)} layers were never calibrated (algorithm None): the checkpoint has no activation scales "
             f"for them ({listed(unscaled, 2)})"
         )
-    specs = {name: active_specs(layer) for name, (layer, _) in parts.layers.items()}
+    specs = {weight.layer_name: active_specs(weight.layer) for weight in parts.weights.values()}
     specs |= {name: active_specs(layer) for name, layer in parts.attention.items()}
     unstored = [
         f"{name}.{quantizer}"
@@ -39,9 +39,8 @@ def export_warnings(model: nn.Module, parts: ExportableModel) -> Iterator[str]:
             f"engines quantize the cache of all layers, with the scale 1 where a checkpoint has none, and "
             f"{len(plain)} layers have theirs off ({listed(plain, 2)})"
         )
-    unread = sorted(
-        {s.quant_algo for _, s in parts.layers.values() if not is_read_by_an_engine(s.quant_algo)}
-    )
+    algorithms = {weight.scheme.quant_algo for weight in parts.weights.values()}
+    unread = sorted(name for name in algorithms if not is_read_by_an_engine(name))
     if unread:
         yield f"no serving engine reads {', '.join(unread)} yet; Octavo does"
 

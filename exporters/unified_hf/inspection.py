@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,7 +14,8 @@ from octavo.core.model.exporter import LayerFormat
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantAttention, QuantModule, quantized_layers
 from octavo.exporters.unified_hf.caches import CACHES, cache_name
-from octavo.exporters.unified_hf.schemes import Scheme, scheme_for, schemes
+from octavo.exporters.unified_hf.schemes import scheme_for, schemes
+from octavo.exporters.unified_hf.stored_weight import StoredWeight
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,12 @@ class ExportableModel:
     """The quantized parts of a model, by module name.
 
     Attributes:
-        layers: Layers with their scheme.
+        weights: Quantized weights by the parameter's name.
         attention: Attention layers that have a quantizer on.
         kv: Format of keys and values, or None.
     """
 
-    layers: dict[str, tuple[QuantModule, Scheme]]
+    weights: dict[str, StoredWeight]
     attention: dict[str, QuantAttention]
     kv: QuantSpec | None
 
@@ -40,14 +42,15 @@ def inspect_model(model: nn.Module) -> ExportableModel:
             quantized, or the model was itself read from a quantized checkpoint. The layers are named.
     """
     _check_history(model)
-    layers, attention, problems = {}, {}, []
+    weights: dict[str, StoredWeight] = {}
+    attention, problems = {}, []
     for name, layer in quantized_layers(model):
         if not active_specs(layer):
             continue
         if isinstance(layer, QuantAttention):
             attention[name] = layer
-        elif (scheme := _scheme(layer)) is not None:
-            layers[name] = (layer, scheme)
+        elif (stored := _stored_weights(name, layer)) is not None:
+            weights |= {weight.name: weight for weight in stored}
         else:
             problems.append(f"{name} ({_shown(layer)})")
     if problems:
@@ -56,11 +59,11 @@ def inspect_model(model: nn.Module) -> ExportableModel:
             f"{len(problems)} layers have formats that this dialect cannot store: {listed(problems, 3)}. "
             f"It stores {known}"
         )
-    _check_int4_rows(layers)
+    _check_int4_rows(weights.values())
     kv = _kv_format(attention)
-    if not layers and kv is None:
+    if not weights and kv is None:
         raise ExportError("no quantizer is on that a checkpoint stores; save_pretrained writes a plain model")
-    return ExportableModel(layers, attention, kv)
+    return ExportableModel(weights, attention, kv)
 
 
 def active_specs(layer: QuantModule) -> dict[str, list[QuantSpec]]:
@@ -88,11 +91,11 @@ def _check_history(model: nn.Module) -> None:
         )
 
 
-def _check_int4_rows(layers: dict[str, tuple[QuantModule, Scheme]]) -> None:
+def _check_int4_rows(weights: Iterable[StoredWeight]) -> None:
     rows = {
-        name: layer.quantized_weights()["weight_quantizer"].shape[0]
-        for name, (layer, scheme) in layers.items()
-        if scheme.weight.element == "int4"
+        weight.layer_name: weight.layer.quantized_weights()[weight.slot.quantizer].shape[-2]
+        for weight in weights
+        if weight.scheme.weight.element == "int4"
     }
     odd = [f"{name} ({number} rows)" for name, number in rows.items() if number % 2]
     if odd:
@@ -101,12 +104,22 @@ def _check_int4_rows(layers: dict[str, tuple[QuantModule, Scheme]]) -> None:
         )
 
 
-def _scheme(layer: QuantModule) -> Scheme | None:
-    specs = active_specs(layer)
-    weight, inputs = specs.get("weight_quantizer", []), specs.get("input_quantizer", [])
-    if not weight or any(len(quantizer.stages()) > 1 for quantizer in layer.quantizers().values()):
+def _stored_weights(name: str, layer: QuantModule) -> list[StoredWeight] | None:
+    """Return the quantized weights of a layer, or None if the dialect has no place for what is on."""
+    specs, stored = active_specs(layer), []
+    if any(len(quantizer.stages()) > 1 for quantizer in layer.quantizers().values()):
         return None
-    return scheme_for(LayerFormat(weight[0], inputs[0] if inputs else None))
+    for slot in layer.weight_slots():
+        weight, inputs = specs.get(slot.quantizer), specs.get(slot.inputs)
+        if weight is None and inputs is None:
+            continue
+        scheme = (
+            scheme_for(LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None)) if weight else None
+        )
+        if scheme is None:
+            return None
+        stored.append(StoredWeight(name, layer, slot, scheme))
+    return stored or None
 
 
 def _shown(layer: QuantModule) -> str:

@@ -15,22 +15,20 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.finalize import finalized, finalized_for
 from octavo.core.console import say
-from octavo.core.errors import ExportError
-from octavo.core.formats import QuantSpec
+from octavo.core.errors import ExportError, listed
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
 from octavo.core.model.module_names import module_names
 from octavo.core.model.shard_reader import read_json, write_manifest
 from octavo.core.model.shards import SafetensorsWriter, verify_shards
-from octavo.core.modules import QuantModule, tensor_quantizers
-from octavo.core.packed import PackedTensor
+from octavo.core.modules import tensor_quantizers
 from octavo.core.plugins import plugins
-from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.export_warnings import export_warnings
 from octavo.exporters.unified_hf.inspection import ExportableModel, inspect_model
 from octavo.exporters.unified_hf.metadata import flat_metadata, nested_metadata
-from octavo.exporters.unified_hf.spelling import spell
+from octavo.exporters.unified_hf.stored_weight import activation_scale
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,10 @@ def export_hf_checkpoint(
         plugins().write_companions(model, folder, tokenizer, dtype or _dtype_of(model))
         writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes), 0
         with _finalized(model):
-            names = _checkpoint_names(model)
-            modules = module_names(names)
-            _write_metadata(model, parts, modules, folder)
-            for name, tensor in chain(_tensors(model, parts, names, dtype), _cache_scales(parts, modules)):
+            layout = _layout(model, parts)
+            modules = module_names(layout.names)
+            _write_metadata(model, parts, layout, modules, folder)
+            for name, tensor in chain(_tensors(model, parts, layout, dtype), _cache_scales(parts, modules)):
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
         manifest = writer.finish()
@@ -115,73 +113,74 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def _checkpoint_names(model: nn.Module) -> Mapping[str, str]:
-    """Return {tensor name: its name in checkpoints}, quantizer state left out."""
+def _layout(model: nn.Module, parts: ExportableModel) -> CheckpointLayout:
+    """Return where every tensor of the model is in checkpoints, quantizer state left out."""
     quantizers = tuple(f"{name}." for name, _ in tensor_quantizers(model))
     names = [name for name in model.state_dict() if not name.startswith(quantizers)]
-    return plugins().checkpoint_names(model, names)
+    layout = plugins().checkpoint_layout(model, names)
+    whole = [
+        name for name, weight in parts.weights.items() if weight.slot.is_stacked and name not in layout.parts
+    ]
+    if whole:
+        raise ExportError(
+            f"checkpoints of this {type(model).__name__} hold the experts of {listed(whole, 2)} in one tensor, for "
+            "which this dialect has no form; leave the experts out ({'quantizer_name': '*.experts.*', 'enable': False})"
+        )
+    return layout
 
 
 def _tensors(
-    model: nn.Module, parts: ExportableModel, names: Mapping[str, str], dtype: torch.dtype | None
+    model: nn.Module, parts: ExportableModel, layout: CheckpointLayout, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor but the cache's scales, block by block; tied ones once, under their first name."""
     source = InMemoryBlocks(model, plugins().describe_model(model))
     values = model.state_dict(keep_vars=True)
     written: set[int] = set()
+    places: dict[str, list[tuple[str, Place]]] = {}
+    for new, place in layout.places().items():
+        places.setdefault(place.name, []).append((new, place))
     for block in source.blocks():
         with source.materialized(block):
             for name in block.tensors:
-                if name not in names or id(values[name]) in written:
+                if name not in places or id(values[name]) in written:
                     continue
                 written.add(id(values[name]))
-                layer_name, _, own_name = name.rpartition(".")
-                base = names[name].removesuffix(f".{own_name}")
-                if own_name == "weight" and layer_name in parts.layers:
-                    yield from _layer_tensors(base, parts.layers[layer_name][0])
-                else:
+                weight = parts.weights.get(name)
+                if weight is None:
                     value = values[name].detach()
-                    yield names[name], value.to(dtype) if dtype and value.is_floating_point() else value
-
-
-def _layer_tensors(base: str, layer: QuantModule) -> Iterator[tuple[str, Tensor]]:
-    (stage,) = layer.quantizers()["weight_quantizer"].stages()
-    weight = layer.quantized_weights()["weight_quantizer"].detach()
-    for suffix, tensor in spell(
-        PackedTensor.pack(weight, stage.state_tensors(), _weight_spec(layer))
-    ).items():
-        yield f"{base}.{suffix}", tensor
-    scale = _scale(layer, "input_quantizer")
-    if scale is not None:
-        yield f"{base}.input_scale", scale
+                    value = value.to(dtype) if dtype and value.is_floating_point() else value
+                    yield from ((new, place.of(value).contiguous()) for new, place in places[name])
+                elif name in layout.parts:
+                    yield from weight.parts(layout.parts[name])
+                else:
+                    yield from weight.tensors(layout.names[name])
 
 
 def _cache_scales(parts: ExportableModel, modules: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the scales of keys and values; the layers that make these carry them, where there are such."""
     for name, layer in parts.attention.items():
         for letter in "kv":
-            scale = _scale(layer, f"{letter}_bmm_quantizer")
+            scale = activation_scale(layer, f"{letter}_bmm_quantizer")
             if scale is not None:
                 module = modules.get(f"{name}.{letter}_proj", modules.get(name, name))
                 yield f"{module}.{letter}_scale", scale
 
 
-def _scale(layer: QuantModule, quantizer_name: str) -> Tensor | None:
-    """Return the scale of an activation quantizer that is on and static, else None."""
-    stage = layer.quantizers()[quantizer_name].stages()[0]
-    if not stage.enabled or stage.spec is None or not stage.spec.state:
-        return None
-    return scale_from_state(stage.named_state(), divisor_of(quantizer_name, stage.spec))
-
-
 def _write_metadata(
-    model: nn.Module, parts: ExportableModel, modules: Mapping[str, str], folder: Path
+    model: nn.Module,
+    parts: ExportableModel,
+    layout: CheckpointLayout,
+    modules: Mapping[str, str],
+    folder: Path,
 ) -> None:
-    layers = {modules[name]: (scheme, _weight_spec(layer)) for name, (layer, scheme) in parts.layers.items()}
+    places = layout.places()
+    layers = {
+        new.removesuffix(".weight"): (weight.scheme, weight.spec)
+        for new, place in places.items()
+        if (weight := parts.weights.get(place.name)) is not None
+    }
     exclude = [
-        modules.get(name, name)
-        for name, module in model.named_modules()
-        if name not in parts.layers and getattr(getattr(module, "weight", None), "ndim", 0) > 1
+        modules.get(name, name) for name, module in model.named_modules() if _is_left_out(name, module, parts)
     ]
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     config["quantization_config"] = flat_metadata(layers, parts.kv, exclude)
@@ -192,7 +191,10 @@ def _write_metadata(
         (folder / file).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
 
 
-def _weight_spec(layer: QuantModule) -> QuantSpec:
-    spec = layer.quantizers()["weight_quantizer"].stages()[0].spec
-    assert spec is not None  # noqa: S101 (the layer has a scheme)
-    return spec
+def _is_left_out(name: str, module: nn.Module, parts: ExportableModel) -> bool:
+    """Whether a module has a `weight`, or stacked weights, and none of them is quantized."""
+    own = dict(module.named_parameters(name, recurse=False))
+    weights = [
+        n for n, p in own.items() if p.dim() == 3 or (p.dim() > 1 and n.rpartition(".")[2] == "weight")
+    ]
+    return bool(weights) and not any(weight in parts.weights for weight in weights)
