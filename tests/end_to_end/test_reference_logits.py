@@ -84,9 +84,35 @@ def _oracle_model(
             if inputs is not None:
                 amax = state.get(f"{name}.input_quantizer._amax")
                 layer.register_forward_pre_hook(lambda _, args, amax=amax: (_fake(args[0], inputs, amax),))
+        elif name.endswith(".experts"):
+            _quantize_experts(name, layer, state, weights, inputs)
     if kv:
         _quantize_kv(model, state)
     return model
+
+
+def _quantize_experts(
+    name: str, layer: Any, state: dict[str, Tensor], weights: dict[str, Any], inputs: dict[str, Any] | None
+) -> None:
+    """Quantize stacked experts, their weights in place, and run them one by one with quantized inputs."""
+
+    def quantized(x: Tensor, parameter: str) -> Tensor:
+        return x if inputs is None else _fake(x, inputs, state.get(f"{name}.{parameter}_input_quantizer._amax"))
+
+    def forward(x: Tensor, chosen: Tensor, factors: Tensor) -> Tensor:
+        result = torch.zeros_like(x)
+        for expert in chosen.unique():
+            token, position = torch.where(chosen == expert)
+            gate, up = (quantized(x[token], "gate_up_proj") @ layer.gate_up_proj[expert].T).chunk(2, -1)
+            output = quantized(layer.act_fn(gate) * up, "down_proj") @ layer.down_proj[expert].T
+            result.index_add_(0, token, output * factors[token, position, None])
+        return result
+
+    for parameter in ("gate_up_proj", "down_proj"):
+        for expert, weight in enumerate(getattr(layer, parameter).data):
+            amax = state.get(f"{name}.{parameter}_weight_quantizers.{expert}._amax")
+            weight.copy_(_fake(weight, weights, amax))
+    layer.forward = forward
 
 
 def _quantize_kv(model: Any, state: dict[str, Tensor]) -> None:
