@@ -34,12 +34,14 @@ class QuantStackedExperts(QuantExperts):
             top_k_weights: Their weights, [tokens, k].
         """
         self.count_tokens(top_k_index)
-        observed = {name: getattr(self, name).observe(weights) for name, weights in self.quantized_weights().items()}
+        observed = {
+            name: getattr(self, name).observe(weights) for name, weights in self.quantized_weights().items()
+        }
         first, last = (observed[slot.quantizer] for slot in self.weight_slots())
         result = torch.zeros_like(hidden_states)
         for expert in torch.unique(top_k_index).tolist():
             if expert < self.num_experts:
-                position, token = torch.where(top_k_index.T == expert)
+                position, token = torch.where(expert == top_k_index.T)
                 output = self._run(expert, hidden_states[token], first[expert], last[expert])
                 output = output * top_k_weights[token, position, None]
                 result.index_add_(0, token, output.to(result.dtype))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.core.model.checkpoint_layout import Parts
+from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.family_map import describe_by_map
 from octavo.core.modules.experts import QuantExperts
@@ -107,23 +107,13 @@ def unprepare_model(model: nn.Module) -> None:
 
 
 @hookimpl
-def checkpoint_names(model: nn.Module, names: Sequence[str]) -> Mapping[str, str] | None:
-    """Rename parameters as `save_pretrained` would."""
+def checkpoint_layout(model: nn.Module, names: Sequence[str]) -> CheckpointLayout | None:
+    """Name parameters, and take stacked experts apart, as `save_pretrained` would."""
     if not is_transformers_model(model):
         return None
-    from octavo.adapters.huggingface.checkpoint import names_in_checkpoint
+    from octavo.adapters.huggingface.layout import layout_in_checkpoint
 
-    return names_in_checkpoint(model, names)
-
-
-@hookimpl
-def checkpoint_parts(model: nn.Module, names: Sequence[str]) -> Mapping[str, Parts] | None:
-    """Take stacked experts apart as `save_pretrained` would."""
-    if not is_transformers_model(model):
-        return None
-    from octavo.adapters.huggingface.checkpoint import parts_in_checkpoint
-
-    return parts_in_checkpoint(model, names)
+    return layout_in_checkpoint(model, names)
 
 
 @hookimpl

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, collecting
+from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
+from octavo.core.console import say
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.modules import quantized_layers, tensor_quantizers
 from octavo.core.quantizers import TensorQuantizer
@@ -33,10 +35,14 @@ def calibrate_max(model: nn.Module, forward_loop: ForwardLoop | None, quiet: boo
         )
     memo = AmaxMemo()
     collectors = {q: AmaxCollector(q.spec, memo) for _, q in waiting if q.spec is not None}
-    with collecting(model, collectors):
+    with collecting(model, collectors), counting_tokens(model):
         run_forward_loop(model, forward_loop, quiet)
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
-    unseen = [name for name, _ in waiting if name not in seen]
+    unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
+    for name, quantizer in waiting:
+        if name in unrouted:
+            collectors[quantizer].amax = unrouted[name]
+    unseen = [name for name, _ in waiting if name not in seen and name not in unrouted]
     if unseen:
         raise CalibrationError(
             f"calibration data never reached {len(unseen)} quantizers: {listed(unseen)}; give data that runs "
@@ -44,6 +50,8 @@ def calibrate_max(model: nn.Module, forward_loop: ForwardLoop | None, quiet: boo
         )
     _check_finite(seen)
     _set_states(collectors)
+    for note in routing_notes(model, unrouted):
+        say(f"warning: {note}", quiet)
 
 
 @torch.no_grad()

@@ -36,9 +36,11 @@ class QuantModule(nn.Module):
 
     Attributes:
         quantizer_names: Submodules that hold the quantizers, created by the swap.
+        own_attributes: What quantized layers of this class keep on the instance; gone when they are swapped back.
     """
 
     quantizer_names: ClassVar[tuple[str, ...]] = ()
+    own_attributes: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def weight_slots(cls) -> tuple[WeightSlot, ...]:

@@ -21,13 +21,15 @@ class QuantExperts(QuantModule):
 
     Attributes:
         projections: {parameter: names under which configs speak of it, one for each of its equal row segments}.
-        tokens_per_expert: While calibrating, int64 [experts]: how many tokens each expert was chosen for.
-        shows_all_tokens: While calibrating, every expert sees every token; outputs stay those of the chosen ones.
+        tokens_per_expert: int64 [experts]: how many tokens each expert was chosen for in the last calibration.
+        shows_all_tokens: Every expert sees every token, to be calibrated; outputs stay those of the chosen ones.
     """
 
     projections: ClassVar[dict[str, tuple[str, ...]]] = {}
+    own_attributes = ("tokens_per_expert", "shows_all_tokens", "_counts")
     tokens_per_expert: Tensor | None = None
     shows_all_tokens: bool = False
+    _counts: bool = False
 
     @classmethod
     def weight_slots(cls) -> tuple[WeightSlot, ...]:
@@ -57,11 +59,21 @@ class QuantExperts(QuantModule):
         """Return the stacked weights [experts, out, in] by quantizer name."""
         return {slot.quantizer: oriented(self, getattr(self, slot.parameter)) for slot in self.weight_slots()}
 
+    def start_counting(self, shows_all_tokens: bool) -> None:
+        """Count chosen tokens from zero on, until `stop_counting`."""
+        slot = self.weight_slots()[0]
+        self.tokens_per_expert = torch.zeros(getattr(self, slot.parameter).shape[0], dtype=torch.int64)
+        self.shows_all_tokens, self._counts = shows_all_tokens, True
+
+    def stop_counting(self) -> None:
+        """Keep the counts and run as usual."""
+        self.shows_all_tokens, self._counts = False, False
+
     def count_tokens(self, chosen: Tensor) -> None:
-        """Add up, while calibrating, how many tokens each expert was chosen for."""
-        if self.tokens_per_expert is not None:
+        """Add up, while counting, how many tokens each expert was chosen for (int64 [tokens, k])."""
+        if self._counts and self.tokens_per_expert is not None:
             num_experts = len(self.tokens_per_expert)
-            inside = chosen[chosen < num_experts].to(self.tokens_per_expert.device)
+            inside = chosen[chosen < num_experts].cpu()
             self.tokens_per_expert += torch.bincount(inside.flatten(), minlength=num_experts)
 
 

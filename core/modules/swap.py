@@ -78,6 +78,8 @@ def unswap(name: str, layer: nn.Module) -> None:
     if isinstance(layer, QuantModule):
         for quantizer_name in layer.quantizer_names:
             layer._modules.pop(quantizer_name, None)  # an interrupted swap has not added all of them
+        for attribute in layer.own_attributes:
+            layer.__dict__.pop(attribute, None)
     rebind_instance_forward(layer, type(layer), original)
     layer.__class__ = original
     del layer.__dict__[_ORIGINAL], layer.__dict__[_QUANTIZED]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from octavo.core.errors import ConfigError
-from octavo.core.model.checkpoint_layout import Parts
+from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.description import ModelDescription
 from octavo.core.modules.experts import QuantExperts
 from octavo.core.plugins.markers import hookspec
@@ -116,13 +116,8 @@ def unprepare_model(model: nn.Module) -> None:
 
 
 @hookspec(firstresult=True)
-def checkpoint_names(model: nn.Module, names: Sequence[str]) -> Mapping[str, str] | None:
-    """Return {parameter name: name in the framework's checkpoints}. Called by exporters."""
-
-
-@hookspec(firstresult=True)
-def checkpoint_parts(model: nn.Module, names: Sequence[str]) -> Mapping[str, Parts] | None:
-    """Return how checkpoints take apart those of these parameters that stack several. Called by exporters."""
+def checkpoint_layout(model: nn.Module, names: Sequence[str]) -> CheckpointLayout | None:
+    """Return where these parameters are in the framework's checkpoints. Called by exporters and readers."""
 
 
 @hookspec(firstresult=True)

@@ -84,11 +84,9 @@ class Plugins:
         return cast("Mapping[str, type[QuantExperts]]", self._hook.expert_layers(model=model) or {})
 
     def checkpoint_layout(self, model: nn.Module, names: Sequence[str]) -> CheckpointLayout:
-        """Call the hooks `checkpoint_parts` and, for all other names, `checkpoint_names`, without which names stay."""
-        parts = self._hook.checkpoint_parts(model=model, names=names) or {}
-        whole = [name for name in names if name not in parts]
-        answer = self._hook.checkpoint_names(model=model, names=whole)
-        return CheckpointLayout(answer or {name: name for name in whole}, parts)
+        """Call the hook `checkpoint_layout`; without an answer, names stay."""
+        answer = self._hook.checkpoint_layout(model=model, names=names)
+        return cast(CheckpointLayout, answer or CheckpointLayout({name: name for name in names}))
 
     def write_companions(self, model: nn.Module, directory: Path, tokenizer: Any, dtype: torch.dtype) -> bool:
         """Call the hook `write_companions`; return whether an adapter did."""

@@ -97,7 +97,9 @@ def _quantize_experts(
     """Quantize stacked experts, their weights in place, and run them one by one with quantized inputs."""
 
     def quantized(x: Tensor, parameter: str) -> Tensor:
-        return x if inputs is None else _fake(x, inputs, state.get(f"{name}.{parameter}_input_quantizer._amax"))
+        return (
+            x if inputs is None else _fake(x, inputs, state.get(f"{name}.{parameter}_input_quantizer._amax"))
+        )
 
     def forward(x: Tensor, chosen: Tensor, factors: Tensor) -> Tensor:
         result = torch.zeros_like(x)

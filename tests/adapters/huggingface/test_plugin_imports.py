@@ -28,7 +28,7 @@ for hook in (plugin.describe_model, plugin.tiny_inputs, plugin.attention_layers,
     assert hook(model) is None
 plugin.prepare_model(model)
 plugin.unprepare_model(model)
-assert plugin.checkpoint_names(model, ["weight"]) is None
+assert plugin.checkpoint_layout(model, ["weight"]) is None
 assert plugin.write_companions(model, Path("."), None, torch.float32) is None
 assert plugin.text_batches(object(), DataRequest("x")) is None
 """,

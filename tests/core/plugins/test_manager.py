@@ -13,7 +13,9 @@ from torch import nn
 
 import octavo
 from octavo.core.errors import PluginError
+from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.description import ModelDescription
+from octavo.core.modules import QuantAttention, QuantExperts
 from octavo.core.plugins import DataRequest, Plugins, hookimpl, plugins
 from octavo.core.plugins.loading import load_plugins
 
@@ -51,8 +53,12 @@ class Recorder:
         self.calls.append(("unprepare", model))
 
     @hookimpl
-    def checkpoint_names(self, model: nn.Module, names: list[str]) -> dict[str, str] | None:
-        return {name: f"stored.{name}" for name in names} if model is MODEL else None
+    def expert_layers(self, model: nn.Module) -> dict[str, type[QuantExperts]] | None:
+        return {"experts": QuantExperts} if model is MODEL else None
+
+    @hookimpl
+    def checkpoint_layout(self, model: nn.Module, names: list[str]) -> CheckpointLayout | None:
+        return CheckpointLayout({name: f"stored.{name}" for name in names}) if model is MODEL else None
 
     @hookimpl
     def write_companions(
@@ -96,8 +102,10 @@ def test_questions_about_a_model(both: SimpleNamespace) -> None:
     assert (found.describe_model(MODEL), found.describe_model(other)) == (DESCRIPTION, None)
     assert (found.tiny_inputs(MODEL), found.tiny_inputs(other)) == ({"x": 1}, None)
     assert (found.attention_layers(MODEL), found.attention_layers(other)) == ({"": MODEL}, {})
-    assert found.checkpoint_names(MODEL, ["a"]) == {"a": "stored.a"}
-    assert found.checkpoint_names(other, ["a", "b"]) == {"a": "a", "b": "b"}
+    assert (found.expert_layers(MODEL), found.expert_layers(other)) == ({"experts": QuantExperts}, {})
+    assert (found.mixins(MODEL), found.mixins(other)) == ({"": QuantAttention, "experts": QuantExperts}, {})
+    assert found.checkpoint_layout(MODEL, ["a"]).names == {"a": "stored.a"}
+    assert found.checkpoint_layout(other, ["a", "b"]).names == {"a": "a", "b": "b"}
 
 
 def test_calls_that_do_something(both: SimpleNamespace) -> None:

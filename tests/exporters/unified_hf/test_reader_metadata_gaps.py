@@ -89,10 +89,3 @@ def test_a_smoothed_checkpoint_is_refused_for_what_it_is(shared: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"pre_quant_scale.* not "):
         octavo.load_quantized(directory)
-
-
-def test_a_checkpoint_of_a_model_with_fused_experts_is_refused_by_name(shared: Path) -> None:
-    directory = shared / "reference" / "modelopt" / "moe" / "FP8_DEFAULT_CFG"
-
-    with pytest.raises(octavo.OctavoError, match="experts"):
-        octavo.load_quantized(directory)

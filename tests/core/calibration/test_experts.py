@@ -1,0 +1,103 @@
+"""Experts in calibration: tokens are counted, and no expert is left without scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import octavo
+from octavo.core.calibration.experts import counting_tokens, tokens_per_expert
+
+CONFIG = {
+    "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64, "num_experts": 8,
+    "num_experts_per_tok": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+NAME = "model.layers.0.mlp.experts"
+
+
+def stacked() -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **CONFIG))
+    return model.eval()
+
+
+class Modules(nn.Module):
+    """Experts of which each is a layer, all tokens going to those in `chosen`."""
+
+    def __init__(self, chosen: tuple[int, ...]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(3))
+        self.chosen = chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((self.experts[i](x * (i + 1)) for i in self.chosen), torch.zeros_like(x))
+
+
+def test_tokens_are_counted_per_expert() -> None:
+    model = stacked()
+    ids = torch.arange(20).reshape(2, 10)
+    chosen: list[Tensor] = []
+    hook = model.get_submodule(NAME).register_forward_pre_hook(lambda _, args: chosen.append(args[1]))
+    model(ids)
+    hook.remove()
+
+    octavo.quantize(model, octavo.FP8_DEFAULT_CFG, [ids], quiet=True)
+
+    expected = torch.bincount(chosen[0].flatten(), minlength=8)
+    assert tokens_per_expert(model)[NAME].tolist() == expected.tolist()
+    assert int(expected.sum()) == 40
+
+
+def test_experts_that_were_never_chosen_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    model = octavo.quantize(stacked(), octavo.FP8_DEFAULT_CFG, [torch.tensor([[5]])])
+
+    counts = tokens_per_expert(model)[NAME]
+    never = (counts == 0).nonzero().flatten().tolist()
+
+    assert len(never) == 6
+    assert f"{NAME}: 6 of 8 experts were never chosen" in capsys.readouterr().err
+
+
+def test_every_token_may_be_shown_to_every_expert() -> None:
+    model: Any = octavo.quantize(stacked(), octavo.FP8_DEFAULT_CFG, [torch.tensor([[5]])], quiet=True)
+    seen: list[int] = []
+    quantizer = model.get_submodule(NAME).down_proj_input_quantizer
+    plain = model(torch.tensor([[5, 6]])).logits
+    observe = quantizer.observe
+    quantizer.observe = lambda x: (seen.append(len(x)), observe(x))[1]
+
+    with counting_tokens(model, all_experts=True):
+        shown = model(torch.tensor([[5, 6]])).logits
+
+    assert seen[-8:] == [2] * 8
+    assert torch.equal(shown, plain)
+
+
+def test_unquantizing_leaves_no_counts() -> None:
+    model = octavo.quantize(stacked(), octavo.FP8_DEFAULT_CFG, [torch.tensor([[5]])], quiet=True)
+    before = set(stacked().get_submodule(NAME).__dict__)
+
+    octavo.unquantize(model)
+
+    assert set(model.get_submodule(NAME).__dict__) == before
+
+
+def test_layers_of_experts_that_no_token_reached_get_the_largest_scale_of_the_others() -> None:
+    data = torch.full((1, 16), 2.0)
+
+    model: Any = octavo.quantize(Modules((0, 2)), octavo.FP8_DEFAULT_CFG, [data], quiet=True)
+
+    assert [expert.input_quantizer.amax.item() for expert in model.experts] == [2.0, 6.0, 6.0]
+
+
+def test_where_no_expert_saw_a_token_the_weight_is_taken() -> None:
+    model: Any = octavo.quantize(Modules(()), octavo.FP8_DEFAULT_CFG, [torch.ones(1, 16)], quiet=True)
+
+    for expert in model.experts:
+        assert expert.input_quantizer.amax == expert.weight.abs().max()
