@@ -99,7 +99,8 @@ def _head_problems(description: ModelDescription, tp: int) -> Iterator[str]:
 
 
 def _sizes(spec: QuantSpec) -> tuple[tuple[int, int], ...]:
-    return spec.granularity.sizes if isinstance(spec.granularity, PerBlock) else ()
+    granularity = spec.unstacked().granularity
+    return granularity.sizes if isinstance(granularity, PerBlock) else ()
 
 
 def _block_length(spec: QuantSpec) -> int | None:
