@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -34,33 +35,44 @@ class QuantStackedExperts(QuantExperts):
             top_k_weights: Their weights, [tokens, k].
         """
         self.count_tokens(top_k_index)
-        observed = {
-            name: getattr(self, name).observe(weights) for name, weights in self.quantized_weights().items()
+        up, down = self.weight_slots()
+        weights = {
+            name: getattr(self, name).observe(weight) for name, weight in self.quantized_weights().items()
         }
-        first, last = (observed[slot.quantizer] for slot in self.weight_slots())
+        x = getattr(self, up.inputs).observe(hidden_states)
+        routed = self._routed(top_k_index)
+        if not routed:
+            return torch.zeros_like(hidden_states)
+        hidden = [self._gated(self._project(up, expert, x[token], weights)) for expert, token, _ in routed]
+        seen = getattr(self, down.inputs).observe(torch.cat(hidden)).split([len(part) for part in hidden])
         result = torch.zeros_like(hidden_states)
-        for expert in torch.unique(top_k_index).tolist():
-            if expert < self.num_experts:
-                position, token = torch.where(expert == top_k_index.T)
-                output = self._run(expert, hidden_states[token], first[expert], last[expert])
-                output = output * top_k_weights[token, position, None]
-                result.index_add_(0, token, output.to(result.dtype))
+        for (expert, token, position), part in zip(routed, seen, strict=True):
+            output = self._project(down, expert, part, weights) * top_k_weights[token, position, None]
+            result.index_add_(0, token, output.to(result.dtype))
         if self.shows_all_tokens:
             for expert in range(self.num_experts):
-                self._run(expert, hidden_states, first[expert], last[expert])
+                getattr(self, down.inputs).observe(self._gated(self._project(up, expert, x, weights)))
         return result
 
-    def _run(self, expert: int, x: Tensor, first: Tensor, last: Tensor) -> Tensor:
-        up, down = self.weight_slots()
-        hidden = self._project(up, expert, x, first)
-        hidden = self._apply_gate(hidden) if self.has_gate else self.act_fn(hidden)
-        return self._project(down, expert, hidden, last)
+    def _routed(self, top_k_index: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+        """Return (expert, its tokens, which of their k choices it is) of the chosen experts, in transformers' order."""
+        num_tokens = top_k_index.shape[0]
+        chosen = top_k_index.T.flatten()
+        counts = torch.bincount(chosen, minlength=self.num_experts)[: self.num_experts].tolist()
+        order = chosen.argsort(stable=True)[: sum(counts)]
+        parts = zip(range(self.num_experts), order.split(counts), strict=True)
+        return [(expert, part % num_tokens, part // num_tokens) for expert, part in parts if len(part)]
 
-    def _project(self, slot: WeightSlot, expert: int, x: Tensor, weight: Tensor) -> Tensor:
+    def _gated(self, projected: Tensor) -> Tensor:
+        gated: Tensor = self._apply_gate(projected) if self.has_gate else self.act_fn(projected)
+        return gated
+
+    def _project(self, slot: WeightSlot, expert: int, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Multiply an input, which its quantizer has observed, with one expert's weight."""
         x_quantizer, weight_quantizer = getattr(self, slot.inputs), getattr(self, slot.quantizer)
         return ops.fake_quantized_linear(
-            x_quantizer.observe(x),
-            weight,
+            x,
+            weights[slot.quantizer][expert],
             getattr(self, f"{slot.parameter}_bias")[expert] if self.has_bias else None,
             x_quantizer.active_state(),
             x_quantizer.active_key,

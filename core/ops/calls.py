@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from octavo.core.formats import Quantized, QuantSpec, chain_key
 
@@ -72,6 +73,8 @@ def fake_quantized_linear(
     Raises:
         ShapeError, UnsupportedError: as in `fake_quantize`.
     """
+    if x_spec == weight_spec == NOTHING and not (x_state or weight_state):
+        return linear(x, weight, bias)  # as while calibrating: nothing to keep opaque
     sides = (x_state, x_spec, weight_state, weight_spec, x_range_mask, weight_range_mask)
     return cast(Tensor, torch.ops.octavo.fake_quantized_linear(x, weight, bias, *sides, _autocast_dtype(x)))
 
