@@ -63,14 +63,17 @@ class Decision:
         return any(stage.enable for stage in self.stages)
 
 
-def decide(name: str, classes: Collection[str], rules: Sequence[Rule]) -> Decision:
+def decide(
+    name: str, classes: Collection[str], rules: Sequence[Rule], before: Sequence[Attributes] = ()
+) -> Decision:
     """Apply `rules` in order to the quantizer `name` of a layer whose class goes by `classes`.
 
-    The stages of a sequential quantizer are also matched one by one, as `<name>.0`, `<name>.1`, …
+    The stages of a sequential quantizer are also matched one by one, as `<name>.0`, `<name>.1`, …; `before` are
+    those that the quantizer has already.
     """
     from octavo.core.config.attributes import QuantizerAttributes
 
-    stages: list[Attributes] = []
+    stages = list(before)
     matched: list[Rule] = []
     for rule in rules:
         numbers = range(len(stages)) if len(stages) > 1 else ()

@@ -109,13 +109,19 @@ def _decide_layer(site: Site, config: Sequence[Rule]) -> LayerSetting:
             raise UnsupportedError(f"{name}: rotate is not available in this version of Octavo")
         if decision.enabled:
             shape = site.quantized.quantizer_shape(site.layer, quantizer)
-            quantizers[quantizer] = tuple(_stage(name, a, shape) for a in decision.stages if a.enable)
+            quantizers[quantizer] = tuple(stage_setting(name, a, shape) for a in decision.stages if a.enable)
         elif quantizer == "weight_quantizer":
             reason = _off_reason(decision)
     return LayerSetting(site, quantizers, reason, tuple(rules))
 
 
-def _stage(name: str, attributes: QuantizerAttributes, shape: tuple[int, ...] | None) -> StageSetting:
+def stage_setting(name: str, attributes: QuantizerAttributes, shape: tuple[int, ...] | None) -> StageSetting:
+    """Return what `attributes` mean for the quantizer `name`, which sees tensors of `shape`.
+
+    Raises:
+        ConfigError: they are wrong, or do not fit the shape.
+        UnsupportedError: they are not available.
+    """
     try:
         spec = attributes.to_spec()
         if shape is not None and all(shape):
