@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from octavo.core.calibration.quantize import unquantize
 from octavo.core.errors import CheckpointError, PluginError, UnsupportedError, listed
 from octavo.core.evaluation.read_back import exporter_of, fill_model
 from octavo.core.modes.storage import HF_METHOD, restore
@@ -90,6 +91,14 @@ def fill_saved(model: Any, checkpoint_files: list[str] | None, method: str) -> N
         fill_model(model, exporter_of(directory).open(directory))
 
 
+def take_quantizers_off(model: Any, dtype: torch.dtype | None) -> Any:
+    """Return `model` without quantizers, converted to `dtype` where it has another one."""
+    unquantize(model)
+    if dtype not in (None, model.dtype):  # converting would also round the buffers that stay fp32
+        model.to(dtype)
+    return model
+
+
 @cache
 def _classes() -> tuple[type, type]:
     """Return our quantizer and config classes, which need transformers' own as bases."""
@@ -101,9 +110,9 @@ def _classes() -> tuple[type, type]:
         """Stands for reading a weight: an empty tensor as the model wants it, where transformers wants it."""
 
         def convert(
-            self, input_dict: Mapping[str, list[Tensor]], full_layer_name: str, model: nn.Module, **_: Any
+            self, input_dict: Mapping[str, list[Tensor]], full_layer_name: str, model: Any, **_: Any
         ) -> dict[str, Tensor]:
-            wanted = model.state_dict()[full_layer_name]
+            wanted = model.get_parameter_or_buffer(full_layer_name)
             found = next(iter(input_dict.values()))[0]
             return {full_layer_name: torch.empty_like(wanted, device=found.device)}
 
@@ -146,11 +155,6 @@ def _classes() -> tuple[type, type]:
                 self.remove_quantization_config(model)
 
         def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-            from octavo.core.calibration.quantize import unquantize
-
-            unquantize(model)
-            return (
-                model if dtype == model.dtype else model.to(dtype)
-            )  # which would round buffers that stay fp32
+            return take_quantizers_off(model, dtype)
 
     return OctavoQuantizer, OctavoConfig

@@ -25,7 +25,7 @@ from octavo.core.plan.sites import Site
 from octavo.core.plan.unmatched import describe_unmatched, is_surprising, unmatched_rules
 from octavo.core.quantizers import Quantizer, TensorQuantizer
 
-Names = str | Callable[[str], bool]
+Names = str | Callable[[str], bool]  # a glob on quantizers' full names, or a function that is asked with each
 
 
 def set_quantizer_by_cfg(model: nn.Module, quant_cfg: Any, quiet: bool = False) -> None:
@@ -209,10 +209,8 @@ def _formatted(quantizer: Quantizer) -> list[TensorQuantizer]:
 def _apply(model: nn.Module, decided: Sequence[_Decided]) -> None:
     """Make all quantizers as decided; nothing is changed where one of them cannot be."""
     changed = [decision for decision in decided if decision.stages]
-    problems = [
-        *block_problems(decision.layer for decision in changed),
-        *state_problems(decision.layer for decision in changed),
-    ]
+    formats = [decision.layer for decision in changed if decision.is_new]
+    problems = [*block_problems(formats), *state_problems(formats)]
     if problems:
         raise PlanError(f"{len(problems)} formats do not fit; nothing was changed: {listed(problems)}")
     if any(d.quantizer in d.module.quantized_weights() and d.changes_values for d in changed):

@@ -87,8 +87,10 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
 
 def _write_companions(model: nn.Module, folder: Path) -> None:
     dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    if dtypes:
+        plugins().write_companions(model, folder, None, dtypes[0])
     path = folder / "config.json"
-    if dtypes and plugins().write_companions(model, folder, None, dtypes[0]) and history(model):
+    if path.is_file() and history(model):
         config = {**read_json(path), "quantization_config": {"quant_method": HF_METHOD}}
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

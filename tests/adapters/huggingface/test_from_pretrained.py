@@ -178,3 +178,9 @@ def test_a_quantizer_of_somebody_else_stays(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         octavo.enable_huggingface()
     assert AUTO_QUANTIZER_MAPPING["modelopt"] is Taken
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.adapters.huggingface.from_pretrained.find_spec", lambda name: None)
+    with pytest.raises(PluginError, match=r"^transformers is not installed; pip install 'octavo\[hf\]'$"):
+        octavo.enable_huggingface()
