@@ -11,9 +11,11 @@ import octavo
 
 PUBLIC = {
     "OctavoError", "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "TensorQuantizer",
-    "calibrate", "compare", "export_hf_checkpoint", "finalize", "finalized", "history", "hookimpl", "load_quantized",
-    "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names", "quantize", "register",
-    "restore", "save", "text_batches", "unfinalize", "unquantize", "unregister", "with_block_size",
+    "calibrate", "compare", "disable_quantizer", "enable_huggingface", "enable_quantizer", "export_hf_checkpoint",
+    "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized", "load_recipe", "merge_configs",
+    "perplexity", "plan", "plugins", "preset", "preset_names", "print_quant_summary", "quantize", "register",
+    "restore", "save", "set_quantizer_attribute", "set_quantizer_by_cfg", "text_batches", "unfinalize",
+    "unquantize", "unregister", "with_block_size",
 }  # fmt: skip
 
 

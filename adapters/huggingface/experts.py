@@ -44,7 +44,7 @@ class QuantStackedExperts(QuantExperts):
         if not routed:
             return torch.zeros_like(hidden_states)
         hidden = [self._gated(self._project(up, expert, x[token], weights)) for expert, token, _ in routed]
-        seen = getattr(self, down.inputs).observe(torch.cat(hidden)).split([len(part) for part in hidden])
+        seen = torch.split(getattr(self, down.inputs).observe(torch.cat(hidden)), [len(part) for part in hidden])
         result = torch.zeros_like(hidden_states)
         for (expert, token, position), part in zip(routed, seen, strict=True):
             output = self._project(down, expert, part, weights) * top_k_weights[token, position, None]

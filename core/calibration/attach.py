@@ -85,15 +85,16 @@ def swap_with(
     """Swap the class of one layer, with new quantizers of these stages (none: a quantizer that is off)."""
     device = next((parameter.device for parameter in layer.parameters()), None)
     quantizers = {
-        quantizer: _make_quantizer(settings, quantized.quantizer_shape(layer, quantizer) or (), device)
+        quantizer: make_quantizer(settings, quantized.quantizer_shape(layer, quantizer) or (), device)
         for quantizer, settings in stages.items()
     }
     swap(name, layer, quantized, quantizers)
 
 
-def _make_quantizer(
+def make_quantizer(
     settings: Sequence[StageSetting], shape: Sequence[int], device: torch.device | None
 ) -> Quantizer:
+    """Return a quantizer of these stages for tensors of `shape`, uncalibrated but for pinned amax."""
     stages = [TensorQuantizer(setting.spec, shape, device, setting.range_mask) for setting in settings]
     for stage, setting in zip(stages, settings, strict=True):
         if setting.pinned_amax is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.errors import ModeError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Dialect
@@ -64,7 +65,7 @@ def finalize(model: nn.Module, dialect: Dialect | str) -> None:
         dialect: The dialect, or the name of the exporter that writes it (`unified_hf`).
 
     Raises:
-        ModeError: the model is not quantized, or is finalized already.
+        ModeError: the model is not quantized, is finalized already, or its weights are folded.
         PluginError: no exporter has that name.
     """
     if isinstance(dialect, str):
@@ -72,6 +73,7 @@ def finalize(model: nn.Module, dialect: Dialect | str) -> None:
     record = last_record(model, "quantize")
     if record is None:
         raise ModeError("the model is not quantized; call octavo.quantize first")
+    check_not_folded(model, "finalize it")
     if (other := finalized_for(model)) is not None:
         raise ModeError(f"the model is finalized for {other} already; call octavo.unfinalize(model) first")
     quantizers = [quantizer for _, quantizer in tensor_quantizers(model) if quantizer.spec is not None]

@@ -11,6 +11,7 @@ from torch import nn
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.attach import attach, check_reached
 from octavo.core.calibration.finalize import check_not_finalized
+from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.calibration.max import calibrate_weights, uncalibrated
@@ -98,8 +99,9 @@ def unquantize(model: nn.Module) -> nn.Module:
     """Take all quantizers off, in place: every layer gets back the very class it had.
 
     Raises:
-        ModeError: the model is not quantized, or another mode was applied after.
+        ModeError: the model is not quantized, its weights are folded, or another mode was applied after.
     """
+    check_not_folded(model, "unquantize it")
     records = history(model)
     if not records or records[-1].mode != "quantize":
         found = ", ".join(record.mode for record in records) or "none"

@@ -56,7 +56,7 @@ def _list_rules(index: int, entry: Any) -> list[Rule]:
     if cfg is not None and not cfg:
         raise ConfigError(f"quant_cfg[{index}] ({pattern!r}): 'cfg' is empty; leave it out to only toggle")
     rule = Rule(pattern, parent_class, enable=entry.get("enable"))
-    return [rule if cfg is None else replace(rule, attributes=_stages(cfg, rule))]
+    return [rule if cfg is None else replace(rule, attributes=stage_attributes(cfg, rule))]
 
 
 def _check_type(index: int, key: str, value: Any, expected: type) -> None:
@@ -72,10 +72,15 @@ def _dict_rules(key: Any, value: Any, parent_class: str | None = None) -> list[R
     if parent_class is None and _is_class_scope(key, value):
         return [rule for glob, inner in value.items() for rule in _dict_rules(glob, inner, key)]
     rule = Rule("*" if key == "default" else key, parent_class, merges=True)
-    return [replace(rule, attributes=_stages(value, rule))]
+    return [replace(rule, attributes=stage_attributes(value, rule))]
 
 
-def _stages(cfg: Any, rule: Rule) -> tuple[Attributes, ...]:
+def stage_attributes(cfg: Any, rule: Rule) -> tuple[Attributes, ...]:
+    """Return the checked attribute sets of `cfg`, a dict or a list of them; `rule` is named in messages.
+
+    Raises:
+        ConfigError: an attribute is unknown or of the wrong type.
+    """
     from octavo.core.config.attributes import parse_attributes
 
     stages = cfg if isinstance(cfg, (list, tuple)) else [cfg]

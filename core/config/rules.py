@@ -66,7 +66,11 @@ class Decision:
 
 
 def decide(
-    name: str, classes: Collection[str], rules: Sequence[Rule], aliases: Sequence[str] = ()
+    name: str,
+    classes: Collection[str],
+    rules: Sequence[Rule],
+    before: Sequence[Attributes] = (),
+    aliases: Sequence[str] = (),
 ) -> Decision:
     """Apply `rules` in order to the quantizer `name` of a layer whose class goes by `classes`.
 
@@ -76,6 +80,7 @@ def decide(
         name: The quantizer's full name.
         classes: Names of its layer's class.
         rules: The config.
+        before: Attributes of the stages that the quantizer has already.
         aliases: Names of the parts that it stands for together, which a rule may match instead: all or none.
 
     Raises:
@@ -83,7 +88,7 @@ def decide(
     """
     from octavo.core.config.attributes import QuantizerAttributes
 
-    stages: list[Attributes] = []
+    stages = list(before)
     matched: list[Rule] = []
     for rule in rules:
         numbers = range(len(stages)) if len(stages) > 1 else ()

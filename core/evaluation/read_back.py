@@ -37,18 +37,27 @@ def load_quantized(directory: str | Path, trust_remote_code: bool = False) -> nn
     """
     directory = Path(directory)
     checkpoint = exporter_of(directory).open(directory)
-    activations = checkpoint.activations()
     model = plugins().build_model(directory, checkpoint.dtype, trust_remote_code)
+    return fill_model(model, checkpoint).eval()
+
+
+def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
+    """Give a plain model the tensors and the activation quantizers of a checkpoint, in place.
+
+    Raises:
+        CheckpointError, UnsupportedError: as in `load_quantized`.
+    """
+    stored = checkpoint.activations()
     places = plugins().checkpoint_layout(model, list(model.state_dict())).places()
     _load_weights(model, checkpoint, places)
-    activations = _activations_of(model, checkpoint, activations, places)
+    activations = _activations_of(model, checkpoint, stored, places)
     attach_described(model, _described(model, activations))
     for name, activation in activations.items():
         if activation.state:
             model.get_submodule(name).set_state(**activation.state)  # type: ignore[operator]
     state = {"layers": describe_quantizers(model), "same_input": []}
-    set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(directory)}, state),))
-    return model.eval()
+    set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(checkpoint.directory)}, state),))
+    return model
 
 
 def exporter_of(directory: Path) -> Exporter:

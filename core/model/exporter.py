@@ -84,9 +84,16 @@ class Dialect(Protocol):
 
 
 class Exporter(Protocol):
-    """One checkpoint format: writes a quantized model and reads it back."""
+    """One checkpoint format: writes a quantized model and reads it back.
+
+    Attributes:
+        name: By which `finalize` and plugins call it.
+        dialect: Its numbers.
+        quant_method: By which a `quantization_config` in config.json names it.
+    """
 
     name: str
+    quant_method: str
     dialect: Dialect
 
     def detect(self, directory: Path) -> bool:

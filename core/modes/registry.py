@@ -10,7 +10,10 @@ from torch import nn
 
 from octavo.core.errors import ModeError, nearest
 
-_MODES = {"quantize": "octavo.core.calibration.mode:QuantizeMode"}
+_MODES = {
+    "quantize": "octavo.core.calibration.mode:QuantizeMode",
+    "fold_weight": "octavo.core.calibration.fold_mode:FoldMode",
+}
 
 
 class Mode(Protocol):

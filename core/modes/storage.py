@@ -16,15 +16,18 @@ from octavo.core.model.shard_reader import read_json
 from octavo.core.model.shards import SINGLE_NAME, SafetensorsWriter, open_shard, verify_shards
 from octavo.core.modes.record import ModeRecord, history, part, set_history
 from octavo.core.modes.registry import mode_named
+from octavo.core.plugins import plugins
 
 RECORD_NAME = "octavo_modes.json"
 RECORD_VERSION = 1
+HF_METHOD = "octavo"  # the `quant_method` in config.json of a folder that `save` wrote
 
 
 def save(model: nn.Module, directory: str | Path, overwrite: bool = False) -> None:
     """Save a model's tensors and the record of its modes, for `restore`.
 
-    The folder appears whole or not at all. Tied tensors are written once.
+    The folder appears whole or not at all. Tied tensors are written once. Where an adapter writes the model's config
+    beside them, the framework can load the folder, too (see `octavo.enable_huggingface`).
 
     Args:
         model: A model that modes were applied to (`quantize`, …); a plain one is saved with an empty record.
@@ -45,6 +48,7 @@ def save(model: nn.Module, directory: str | Path, overwrite: bool = False) -> No
         verify_shards(folder, writer.finish())
         record = {"version": RECORD_VERSION, "modes": modes, "aliases": aliases}
         (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        _write_companions(model, folder)
 
 
 def restore(model: nn.Module, directory: str | Path) -> nn.Module:
@@ -79,6 +83,16 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
         set_history(model, ())
         raise
     return model
+
+
+def _write_companions(model: nn.Module, folder: Path) -> None:
+    dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    if dtypes:
+        plugins().write_companions(model, folder, None, dtypes[0])
+    path = folder / "config.json"
+    if path.is_file() and history(model):
+        config = {**read_json(path), "quantization_config": {"quant_method": HF_METHOD}}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _current(model: nn.Module, record: ModeRecord) -> ModeRecord:

@@ -101,26 +101,31 @@ def _decide_layer(site: Site, config: Sequence[Rule]) -> LayerSetting:
     quantizers: dict[str, tuple[StageSetting, ...]] = {}
     rules: list[Rule] = []
     reason = ""
-    slots = {slot.quantizer: slot for slot in site.quantized.weight_slots()}
     for quantizer in site.quantized.quantizer_names:
         name = site.quantizer_name(quantizer)
-        decision = decide(name, class_names, config, site.config_names(quantizer))
+        decision = decide(name, class_names, config, aliases=site.config_names(quantizer))
         rules += decision.rules
         if any(attributes.rotate for attributes in decision.stages):
             raise UnsupportedError(f"{name}: rotate is not available in this version of Octavo")
         if decision.enabled:
             shape = site.quantized.quantizer_shape(site.layer, quantizer)
-            is_stacked = quantizer in slots and slots[quantizer].is_stacked
             stages = (a for a in decision.stages if a.enable)
-            quantizers[quantizer] = tuple(_stage(name, stage, shape, is_stacked) for stage in stages)
-        elif quantizer in slots:
+            is_stacked = site.is_stacked(quantizer)
+            quantizers[quantizer] = tuple(stage_setting(name, stage, shape, is_stacked) for stage in stages)
+        elif quantizer in site.weight_quantizers():
             reason = _off_reason(decision)
     return LayerSetting(site, quantizers, reason, tuple(rules))
 
 
-def _stage(
-    name: str, attributes: QuantizerAttributes, shape: tuple[int, ...] | None, is_stacked: bool
+def stage_setting(
+    name: str, attributes: QuantizerAttributes, shape: tuple[int, ...] | None, is_stacked: bool = False
 ) -> StageSetting:
+    """Return what `attributes` mean for the quantizer `name`, which sees tensors of `shape`.
+
+    Raises:
+        ConfigError: they are wrong, or do not fit the shape.
+        UnsupportedError: they are not available.
+    """
     try:
         spec = attributes.to_spec().stacked() if is_stacked else attributes.to_spec()
         if shape is not None and all(shape):

@@ -42,6 +42,10 @@ class Site:
             return ()
         return tuple(map(self.quantizer_name, self.quantized.expert_names(self.layer, quantizer)))
 
+    def is_stacked(self, quantizer: str) -> bool:
+        """Whether a quantizer stands for a stack of weights."""
+        return any(slot.is_stacked for slot in self.quantized.weight_slots() if slot.quantizer == quantizer)
+
     def weight_quantizers(self) -> frozenset[str]:
         """Return the names of its quantizers that stand for parameters."""
         return frozenset(slot.quantizer for slot in self.quantized.weight_slots())

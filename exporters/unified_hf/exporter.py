@@ -20,6 +20,7 @@ class UnifiedHfExporter:
     """Writes and reads unified Hugging Face checkpoints; see `core.model.exporter.Exporter`."""
 
     name = "unified_hf"
+    quant_method = "modelopt"
     dialect = UnifiedHfDialect()
 
     def detect(self, directory: Path) -> bool:

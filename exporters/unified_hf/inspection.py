@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.max import uncalibrated
 from octavo.core.errors import ExportError, ModeError, listed
 from octavo.core.formats import QuantSpec
@@ -37,7 +38,7 @@ def inspect_model(model: nn.Module) -> ExportableModel:
     """Collect what is to be written.
 
     Raises:
-        ModeError: the model is not quantized.
+        ModeError: the model is not quantized, or its weights are folded.
         ExportError: a static quantizer was never calibrated, a layer has no place in this dialect, nothing is
             quantized, or the model was itself read from a quantized checkpoint. The layers are named.
     """
@@ -79,6 +80,7 @@ def _check_history(model: nn.Module) -> None:
     record = last_record(model, "quantize")
     if record is None:
         raise ModeError("the model is not quantized; call octavo.quantize first")
+    check_not_folded(model, "export it")
     if "checkpoint" in record.config:
         raise ExportError(
             f"the model was read from {record.config['checkpoint']} and its weights are dequantized; copy that "

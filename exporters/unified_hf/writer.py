@@ -73,7 +73,7 @@ def export_hf_checkpoint(
         quiet: Print no warnings; they are in the report.
 
     Raises:
-        ModeError: the model is not quantized.
+        ModeError: the model is not quantized, or its weights are folded.
         ExportError: a quantizer was never calibrated, a format has no place in this dialect, the model was read
             from a quantized checkpoint, or the folder cannot be written.
     """

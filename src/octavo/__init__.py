@@ -13,8 +13,17 @@ from octavo._builtin_plugins import BUILTIN_PLUGINS
 from octavo.core.plugins.builtin import declare_builtin_plugins
 
 if TYPE_CHECKING:
+    from octavo.adapters.huggingface.from_pretrained import enable_huggingface
     from octavo.core.calibration.finalize import finalize, finalized, unfinalize
+    from octavo.core.calibration.fold import fold_weight
     from octavo.core.calibration.quantize import calibrate, quantize, unquantize
+    from octavo.core.calibration.quantizer_changes import (
+        disable_quantizer,
+        enable_quantizer,
+        set_quantizer_attribute,
+        set_quantizer_by_cfg,
+    )
+    from octavo.core.calibration.summary import print_quant_summary
     from octavo.core.config import load_recipe, merge_configs, preset, preset_names, with_block_size
     from octavo.core.errors import OctavoError
     from octavo.core.evaluation.language import compare, perplexity
@@ -39,9 +48,13 @@ _MODULE_OF = {
     "TensorQuantizer": "octavo.core.quantizers",
     "calibrate": "octavo.core.calibration.quantize",
     "compare": "octavo.core.evaluation.language",
+    "disable_quantizer": "octavo.core.calibration.quantizer_changes",
+    "enable_huggingface": "octavo.adapters.huggingface.from_pretrained",
+    "enable_quantizer": "octavo.core.calibration.quantizer_changes",
     "export_hf_checkpoint": "octavo.exporters.unified_hf.writer",
     "finalize": "octavo.core.calibration.finalize",
     "finalized": "octavo.core.calibration.finalize",
+    "fold_weight": "octavo.core.calibration.fold",
     "history": "octavo.core.modes",
     "hookimpl": "octavo.core.plugins",
     "load_quantized": "octavo.core.evaluation.read_back",
@@ -52,10 +65,13 @@ _MODULE_OF = {
     "plugins": "octavo.core.plugins",
     "preset": "octavo.core.config",
     "preset_names": "octavo.core.config",
+    "print_quant_summary": "octavo.core.calibration.summary",
     "quantize": "octavo.core.calibration.quantize",
     "register": "octavo.core.modules",
     "restore": "octavo.core.modes",
     "save": "octavo.core.modes",
+    "set_quantizer_attribute": "octavo.core.calibration.quantizer_changes",
+    "set_quantizer_by_cfg": "octavo.core.calibration.quantizer_changes",
     "text_batches": "octavo.core.plugins.text",
     "unfinalize": "octavo.core.calibration.finalize",
     "unquantize": "octavo.core.calibration.quantize",
@@ -73,9 +89,13 @@ __all__ = [
     "TensorQuantizer",
     "calibrate",
     "compare",
+    "disable_quantizer",
+    "enable_huggingface",
+    "enable_quantizer",
     "export_hf_checkpoint",
     "finalize",
     "finalized",
+    "fold_weight",
     "history",
     "hookimpl",
     "load_quantized",
@@ -86,10 +106,13 @@ __all__ = [
     "plugins",
     "preset",
     "preset_names",
+    "print_quant_summary",
     "quantize",
     "register",
     "restore",
     "save",
+    "set_quantizer_attribute",
+    "set_quantizer_by_cfg",
     "text_batches",
     "unfinalize",
     "unquantize",

@@ -76,7 +76,11 @@ def test_a_newer_version_of_a_mode_is_refused_with_both_versions(folder: Path) -
 def test_an_unknown_mode_is_refused_with_the_known_ones(folder: Path) -> None:
     edit_record(folder, lambda record: record["modes"][0].update(mode="quantise"))
 
-    refused(folder, r"^unknown mode 'quantise'; known: quantize. Did you mean 'quantize'\?$", ModeError)
+    refused(
+        folder,
+        r"^unknown mode 'quantise'; known: quantize, fold_weight. Did you mean 'quantize'\?$",
+        ModeError,
+    )
 
 
 @pytest.mark.parametrize("record", [{"modes": []}, [1, 2], {"version": None, "modes": []}], ids=str)

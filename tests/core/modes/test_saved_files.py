@@ -15,20 +15,22 @@ from helpers.calibration_snapshot import snapshot
 from helpers.modes_saved import plain, quantized
 from octavo.core.errors import ExportError
 
+# The configs are transformers' own, and are not there for a model of plain torch.
+FILES = {"model.safetensors", "octavo_modes.json", "config.json", "generation_config.json"}
+
 
 def test_the_folder_holds_tensors_as_safetensors_and_the_record_as_json(tmp_path: Path) -> None:
     model = quantized()
     octavo.save(model, tmp_path / "saved")
 
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
-        "model.safetensors",
-        "octavo_modes.json",
-    }
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == FILES
     tensors = load_file(tmp_path / "saved" / "model.safetensors")
     assert tensors.keys() == model.state_dict().keys()
     record = json.loads((tmp_path / "saved" / "octavo_modes.json").read_text())
     assert record["version"] == 1
     assert [mode["mode"] for mode in record["modes"]] == ["quantize"]
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "octavo"}
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
@@ -82,11 +84,9 @@ def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
 
     octavo.save(plain(), tmp_path / "saved", overwrite=True)
 
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
-        "model.safetensors",
-        "octavo_modes.json",
-    }
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == FILES
     assert octavo.history(octavo.restore(plain(), tmp_path / "saved")) == ()
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
