@@ -44,7 +44,9 @@ class QuantStackedExperts(QuantExperts):
         if not routed:
             return torch.zeros_like(hidden_states)
         hidden = [self._gated(self._project(up, expert, x[token], weights)) for expert, token, _ in routed]
-        seen = torch.split(getattr(self, down.inputs).observe(torch.cat(hidden)), [len(part) for part in hidden])
+        seen = torch.split(
+            getattr(self, down.inputs).observe(torch.cat(hidden)), [len(part) for part in hidden]
+        )
         result = torch.zeros_like(hidden_states)
         for (expert, token, position), part in zip(routed, seen, strict=True):
             output = self._project(down, expert, part, weights) * top_k_weights[token, position, None]
@@ -60,7 +62,7 @@ class QuantStackedExperts(QuantExperts):
         chosen = top_k_index.T.flatten()
         counts = torch.bincount(chosen, minlength=self.num_experts)[: self.num_experts].tolist()
         order = chosen.argsort(stable=True)[: sum(counts)]
-        parts = zip(range(self.num_experts), order.split(counts), strict=True)
+        parts = zip(range(self.num_experts), torch.split(order, counts), strict=True)
         return [(expert, part % num_tokens, part // num_tokens) for expert, part in parts if len(part)]
 
     def _gated(self, projected: Tensor) -> Tensor:

@@ -30,17 +30,20 @@ class WeightSlot:
 class QuantModule(nn.Module):
     """Mixin of every quantized layer class.
 
-    A quantized class is a subclass of the layer it stands for, statically defined, whose `forward` says
-    explicitly where its quantizers act. Layers become quantized by having their class swapped; there is no
-    `__init__`, and every parameter, buffer, hook and attribute stays.
+    A quantized class is a subclass of the layer it stands for, or a mixin for several layer classes, whose
+    `forward` says explicitly where its quantizers act. Layers become quantized by having their class swapped; there
+    is no `__init__`, and every parameter, buffer, hook and attribute stays.
 
     Attributes:
         quantizer_names: Submodules that hold the quantizers, created by the swap.
         own_attributes: What quantized layers of this class keep on the instance; gone when they are swapped back.
+        weight_is_transposed: Whether the layer holds its weight as [in, out]. Its quantizers see [out, in], and
+            checkpoints store that.
     """
 
     quantizer_names: ClassVar[tuple[str, ...]] = ()
     own_attributes: ClassVar[tuple[str, ...]] = ()
+    weight_is_transposed: ClassVar[bool] = False
 
     @classmethod
     def weight_slots(cls) -> tuple[WeightSlot, ...]:

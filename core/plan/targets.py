@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from octavo.core.errors import ConfigError, listed, nearest
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Exporter, LayerFormat, Verdict
+from octavo.core.modules import QuantConvolution, QuantEmbedding
 from octavo.core.plan.settings import LayerSetting
 from octavo.core.plugins import plugins
 
@@ -42,15 +43,15 @@ def _verdicts(layers: Iterable[LayerSetting], target: str) -> Iterator[tuple[str
     caches: dict[QuantSpec, list[str]] = {}
     for layer in layers:
         chains = {name: [stage.spec for stage in stages] for name, stages in layer.quantizers.items()}
-        for slot in layer.site.quantized.weight_slots():
+        for (
+            slot
+        ) in layer.site.quantized.weight_slots():  # norms and poolings have none, and checkpoints no place
             weight, inputs = chains.get(slot.quantizer, []), chains.get(slot.inputs, [])
-            if len(weight) == 1 and len(inputs) <= 1:
+            if (refusal := _refusal(layer, weight, inputs)) is not None:
+                yield *refusal, [layer.site.name]
+            elif weight:
                 layer_format = LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None)
                 formats.setdefault(layer_format, []).append(layer.site.name)
-            elif weight or inputs:
-                what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
-                evidence = "checkpoints store one format of a weight, and one of its input"
-                yield what, Verdict("refused", evidence), [layer.site.name]
         for spec in {*chains.get("k_bmm_quantizer", []), *chains.get("v_bmm_quantizer", [])}:
             caches.setdefault(spec, []).append(layer.site.name)
     for layer_format, names in formats.items():
@@ -63,6 +64,19 @@ def _verdicts(layers: Iterable[LayerSetting], target: str) -> Iterator[tuple[str
         names = [name for group in formats.values() for name in group]
         verdict = _best(exporter.serves_mixture(target, formats) for exporter in _exporters())
         yield f"{len(formats)} formats in one checkpoint", verdict, names
+
+
+def _refusal(
+    layer: LayerSetting, weight: Sequence[QuantSpec], inputs: Sequence[QuantSpec]
+) -> tuple[str, Verdict] | None:
+    """Return what no engine's checkpoint stores of a layer, and why."""
+    if weight and issubclass(layer.site.quantized, (QuantConvolution, QuantEmbedding)):
+        what = f"{type(layer.site.layer).__name__} weights {_shown(weight)}"
+        return what, Verdict("refused", "checkpoints store quantized linear layers only")
+    if (weight or inputs) and (len(weight) != 1 or len(inputs) > 1):
+        what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
+        return what, Verdict("refused", "checkpoints store one format of a weight, and one of its input")
+    return None
 
 
 def _shown(chain: Sequence[QuantSpec]) -> str:

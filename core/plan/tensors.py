@@ -37,11 +37,9 @@ def plan_tensors(
         weight = _specs(layer, slot.quantizer) if slot else ()
         inputs = _specs(layer, slot.inputs) if slot else ()
         reason = "" if weight else _reason(parameter, layer, reasons.get(layer_name))
-        after = (
-            _quantized_bytes(parameter, layer, slot, weight)
-            if layer and slot and weight
-            else parameter.nbytes
-        )
+        after = parameter.nbytes
+        if layer and slot and weight:
+            after = _quantized_bytes(parameter, layer, slot, weight)
         dtype = str(parameter.dtype).removeprefix("torch.")
         yield TensorPlan(name, tuple(parameter.shape), dtype, weight, inputs, reason, parameter.nbytes, after)
 
@@ -64,11 +62,10 @@ def _reason(parameter: Tensor, layer: LayerSetting | None, reason: str | None) -
 
 
 def _quantized_bytes(
-    weight: Tensor, layer: LayerSetting, slot: WeightSlot, specs: Sequence[QuantSpec]
+    parameter: Tensor, layer: LayerSetting, slot: WeightSlot, specs: Sequence[QuantSpec]
 ) -> int:
-    shape = tuple(weight.shape)
-    if slot.is_stacked:  # which may be stored the other way round
-        shape = layer.site.quantized.quantizer_shape(layer.site.layer, slot.quantizer) or shape
+    site = layer.site
+    shape = site.quantized.quantizer_shape(site.layer, slot.quantizer) or tuple(parameter.shape)
     codes = math.prod(shape[:-1]) * packed_length(shape[-1], specs[0].element_type.bits)
     scales = [math.prod(spec.granularity.scale_shape(shape)) * _SCALE_BYTES[spec.scale] for spec in specs]
     second = [
