@@ -1,4 +1,4 @@
-"""The `max` algorithm: scales from the largest magnitude seen, over weights and over calibration data."""
+"""The `max` algorithm: scales from the largest magnitude seen, or as a quantizer's own calibrator says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, collecting
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
+from octavo.core.calibration.histogram import HistogramCollector
 from octavo.core.errors import CalibrationError, listed
+from octavo.core.formats import QuantSpec
 from octavo.core.modules import quantized_layers, tensor_quantizers
 from octavo.core.quantizers import TensorQuantizer
 
@@ -32,7 +34,7 @@ def calibrate_max(model: nn.Module, forward_loop: ForwardLoop | None, quiet: boo
             f"{listed([name for name, _ in waiting])}"
         )
     memo = AmaxMemo()
-    collectors = {q: AmaxCollector(q.spec, memo) for _, q in waiting if q.spec is not None}
+    collectors = {q: _collector(q, q.spec, memo) for _, q in waiting if q.spec is not None}
     with collecting(model, collectors):
         run_forward_loop(model, forward_loop, quiet)
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
@@ -63,7 +65,7 @@ def calibrate_weights(model: nn.Module) -> None:
             for quantizer in layer.quantizers()[quantizer_name].stages():
                 if quantizer.spec is None:
                     continue
-                collector = AmaxCollector(quantizer.spec)
+                collector = _collector(quantizer, quantizer.spec)
                 collector.collect(quantizer, weight)
                 if collector.amax is not None:
                     seen[f"{layer_name}.{quantizer_name}"] = collector.amax
@@ -76,6 +78,12 @@ def calibrate_weights(model: nn.Module) -> None:
 def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
     """Return the quantizers, by name, that are on and have state that was never set."""
     return [(name, q) for name, q in tensor_quantizers(model) if q.enabled and q.needs_calibration]
+
+
+def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | None = None) -> AmaxCollector:
+    if quantizer.calibrator.method == "max":
+        return AmaxCollector(spec, memo)
+    return HistogramCollector(spec, quantizer.calibrator, memo)
 
 
 def _check_finite(seen: Mapping[str, Tensor]) -> None:
