@@ -151,6 +151,7 @@ def run(name: str, task: Task, data: Path) -> dict[str, Any]:
     right, right_quantized = (logits(model, images).argmax(1) == labels for model in (base, models[chosen]))
     return {
         "network": name,
+        "layers": sum(isinstance(layer, octavo.QuantModule) for layer in models[chosen].modules()),
         "divergence": divergences,
         "chosen": chosen,
         "images": len(labels),
