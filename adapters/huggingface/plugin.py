@@ -31,6 +31,12 @@ def plugin_info() -> PluginInfo:
 
 
 @hookimpl
+def quantized_classes() -> Mapping[str, str]:
+    """Return the quantized classes of transformers' own layers."""
+    return {"transformers.pytorch_utils:Conv1D": "octavo.adapters.huggingface.conv1d:QuantConv1D"}
+
+
+@hookimpl
 def describe_model(model: nn.Module) -> ModelDescription | None:
     """Describe a transformers model by its family map."""
     if not is_transformers_model(model):

@@ -1,8 +1,8 @@
 """Finalizing: between calibration and packing, one recorded, reversible step to a dialect's numbers.
 
-It changes formats (how quotients round), shares scales among layers with a common input, and turns activation
-maxima into what a reader recovers from the stored scales. What is packed afterwards is bit for bit what the
-finalized model computes with.
+It turns off quantizers that the dialect has no place for, changes formats (how quotients round), shares scales among
+layers with a common input, and turns activation maxima into what a reader recovers from the stored scales. What is
+packed afterwards is bit for bit what the finalized model computes with.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ class _Before:
     quantizer: TensorQuantizer
     spec: QuantSpec
     state: dict[str, Tensor]
+    enabled: bool
 
     @classmethod
     def of(cls, quantizer: TensorQuantizer) -> _Before:
         assert quantizer.spec is not None  # noqa: S101 (the caller leaves the others out)
         state = {name: tensor.clone() for name, tensor in quantizer.named_state().items()}
-        return cls(quantizer, quantizer.spec, state if _has_state(quantizer) else {})
+        return cls(quantizer, quantizer.spec, state if _has_state(quantizer) else {}, quantizer.enabled)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Finalization:
     def undo(self) -> None:
         """Put every quantizer back."""
         for before in self.quantizers:
+            before.quantizer.enabled = before.enabled
             before.quantizer.respecify(before.spec)
             if before.state:
                 before.quantizer.set_state(**before.state)
@@ -78,6 +80,7 @@ def finalize(model: nn.Module, dialect: Dialect | str) -> None:
     finalization = _Finalization(dialect.name, [_Before.of(quantizer) for quantizer in quantizers])
     try:
         model.__dict__[_FINALIZATION] = finalization
+        _turn_off(model, dialect)
         _respecify_weights(model, dialect)
         _share_scales(model, dialect, record.state["same_input"])
         _recover_activations(model, dialect)
@@ -130,6 +133,14 @@ def finalized(model: nn.Module, dialect: Dialect | str) -> Iterator[None]:
         yield
     finally:
         unfinalize(model)
+
+
+def _turn_off(model: nn.Module, dialect: Dialect) -> None:
+    for _, layer in quantized_layers(model):
+        for name, quantizer in layer.quantizers().items():
+            if not dialect.has_place_for(layer, name):
+                for stage in quantizer.stages():
+                    stage.enabled = False
 
 
 def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:

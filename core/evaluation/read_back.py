@@ -77,7 +77,7 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, own_names: 
         if target is None:
             unexpected.append(name)
             continue
-        tensor = value.dequantize() if isinstance(value, PackedTensor) else value
+        tensor = _weight_of(model, own_names[name], value) if isinstance(value, PackedTensor) else value
         _copy(name, target, tensor, checkpoint.directory)
         loaded.add(id(target))
     missing = [name for name, target in targets.items() if id(target) not in loaded]
@@ -86,6 +86,13 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, own_names: 
             f"{checkpoint.directory} does not fit {type(model).__name__}: missing {listed(missing) or 'nothing'}; "
             f"unexpected {listed(unexpected) or 'nothing'}"
         )
+
+
+def _weight_of(model: nn.Module, name: str, packed: PackedTensor) -> Tensor:
+    """Return the values of a quantized weight [out, in] the way round in which its layer holds them."""
+    quantized = quantized_class(type(model.get_submodule(name.rpartition(".")[0])))
+    is_transposed = quantized is not None and quantized.weight_is_transposed
+    return packed.dequantize().t() if is_transposed else packed.dequantize()
 
 
 def _copy(name: str, target: Tensor, tensor: Tensor, directory: Path) -> None:

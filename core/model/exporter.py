@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.formats import QuantSpec
+from octavo.core.modules import QuantModule
 from octavo.core.packed import PackedTensor
 
 
@@ -76,6 +77,9 @@ class Dialect(Protocol):
 
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return which state tensors the weights of layers with a common input share, by their maximum."""
+
+    def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
+        """Whether checkpoints hold what `quantizer` of `layer` does; finalizing turns it off if not."""
 
     def activation_state(
         self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]

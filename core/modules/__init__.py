@@ -2,7 +2,10 @@
 
 from octavo.core.modules.attention import QuantAttention
 from octavo.core.modules.base import QuantModule
+from octavo.core.modules.convolution import QuantConvolution
+from octavo.core.modules.embedding import QuantEmbedding
 from octavo.core.modules.fused import fused_layers
+from octavo.core.modules.linear import quantized_linear
 from octavo.core.modules.registry import (
     class_key,
     combined_class,
@@ -23,6 +26,8 @@ from octavo.core.modules.swap import (
 
 __all__ = [
     "QuantAttention",
+    "QuantConvolution",
+    "QuantEmbedding",
     "QuantModule",
     "check_unswap",
     "class_key",
@@ -31,6 +36,7 @@ __all__ = [
     "original_class",
     "quantized_class",
     "quantized_layers",
+    "quantized_linear",
     "register",
     "registered_base",
     "swap",

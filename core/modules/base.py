@@ -12,15 +12,18 @@ from octavo.core.quantizers import Quantizer
 class QuantModule(nn.Module):
     """Mixin of every quantized layer class.
 
-    A quantized class is a subclass of the layer it stands for, statically defined, whose `forward` says
-    explicitly where its quantizers act. Layers become quantized by having their class swapped; there is no
-    `__init__`, and every parameter, buffer, hook and attribute stays.
+    A quantized class is a subclass of the layer it stands for, or a mixin for several layer classes, whose
+    `forward` says explicitly where its quantizers act. Layers become quantized by having their class swapped; there
+    is no `__init__`, and every parameter, buffer, hook and attribute stays.
 
     Attributes:
         quantizer_names: Submodules that hold the quantizers, created by the swap.
+        weight_is_transposed: Whether the layer holds its weight as [in, out]. Its quantizers see [out, in], and
+            checkpoints store that.
     """
 
     quantizer_names: ClassVar[tuple[str, ...]] = ()
+    weight_is_transposed: ClassVar[bool] = False
 
     @classmethod
     def quantizer_shape(cls, layer: nn.Module, quantizer: str) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ def fused_layers(model: nn.Module) -> dict[nn.Module, str]:
     """Return the layers of `model` that a quantized class would not reach, with the reason.
 
     `nn.MultiheadAttention` never calls its `out_proj`, which torch marks by its class. `nn.TransformerEncoderLayer`
-    does not call `linear1` and `linear2` in its fused path, which it takes in eval mode without gradients.
+    does not call its linear layers and norms in its fused path, which it takes in eval mode without gradients.
     """
     fused: dict[nn.Module, str] = {}
     for module in model.modules():
@@ -21,5 +21,5 @@ def fused_layers(model: nn.Module) -> dict[nn.Module, str]:
             and type(module).forward is nn.TransformerEncoderLayer.forward
         ):
             reason = "nn.TransformerEncoderLayer multiplies with its weight in eval mode, without calling it"
-            fused |= dict.fromkeys((module.linear1, module.linear2), reason)
+            fused |= dict.fromkeys((module.linear1, module.linear2, module.norm1, module.norm2), reason)
     return fused

@@ -40,16 +40,30 @@ class QuantLinear(QuantModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
-        x_quantizer, weight_quantizer = self.input_quantizer, self.weight_quantizer
-        output = ops.fake_quantized_linear(
-            x_quantizer.observe(input),
-            weight_quantizer.observe(self.weight),
-            self.bias,
-            x_quantizer.active_state(),
-            x_quantizer.active_key,
-            weight_quantizer.active_state(),
-            weight_quantizer.active_key,
-            x_quantizer.range_mask,
-            weight_quantizer.range_mask,
-        )
+        output = quantized_linear(input, self.input_quantizer, self.weight, self.weight_quantizer, self.bias)
         return cast(Tensor, self.output_quantizer(output))
+
+
+def quantized_linear(
+    x: Tensor, x_quantizer: Quantizer, weight: Tensor, weight_quantizer: Quantizer, bias: Tensor | None
+) -> Tensor:
+    """Return `linear(x_quantizer(x), weight_quantizer(weight), bias)` by one operator.
+
+    Args:
+        x: [..., in].
+        x_quantizer: Quantizer of `x`.
+        weight: [out, in].
+        weight_quantizer: Quantizer of `weight`.
+        bias: [out], or None.
+    """
+    return ops.fake_quantized_linear(
+        x_quantizer.observe(x),
+        weight_quantizer.observe(weight),
+        bias,
+        x_quantizer.active_state(),
+        x_quantizer.active_key,
+        weight_quantizer.active_state(),
+        weight_quantizer.active_key,
+        x_quantizer.range_mask,
+        weight_quantizer.range_mask,
+    )

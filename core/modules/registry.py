@@ -11,8 +11,35 @@ from octavo.core.errors import FOREIGN_FAILURES, ConfigError, nearest
 from octavo.core.modules.base import QuantModule
 from octavo.core.modules.wrappers import split_wrapper
 
+_CONVOLUTION = "octavo.core.modules.convolution:QuantConvolution"
+_TRANSPOSED = "octavo.core.modules.convolution:QuantTransposedConvolution"
+_UNWEIGHTED = "octavo.core.modules.unweighted:QuantUnweighted"
 _classes: dict[str, str | type[QuantModule]] = {
     "torch.nn.modules.linear:Linear": "octavo.core.modules.linear:QuantLinear",
+    "torch.nn.modules.sparse:Embedding": "octavo.core.modules.embedding:QuantEmbedding",
+    "torch.nn.modules.conv:Conv1d": _CONVOLUTION,
+    "torch.nn.modules.conv:Conv2d": _CONVOLUTION,
+    "torch.nn.modules.conv:Conv3d": _CONVOLUTION,
+    "torch.nn.modules.conv:ConvTranspose1d": _TRANSPOSED,
+    "torch.nn.modules.conv:ConvTranspose2d": _TRANSPOSED,
+    "torch.nn.modules.conv:ConvTranspose3d": _TRANSPOSED,
+    "torch.nn.modules.activation:LeakyReLU": _UNWEIGHTED,
+    "torch.nn.modules.batchnorm:BatchNorm1d": _UNWEIGHTED,
+    "torch.nn.modules.batchnorm:BatchNorm2d": _UNWEIGHTED,
+    "torch.nn.modules.batchnorm:BatchNorm3d": _UNWEIGHTED,
+    "torch.nn.modules.instancenorm:InstanceNorm1d": _UNWEIGHTED,
+    "torch.nn.modules.instancenorm:InstanceNorm2d": _UNWEIGHTED,
+    "torch.nn.modules.instancenorm:InstanceNorm3d": _UNWEIGHTED,
+    "torch.nn.modules.normalization:LayerNorm": _UNWEIGHTED,
+    "torch.nn.modules.pooling:AdaptiveAvgPool1d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:AdaptiveAvgPool2d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:AdaptiveAvgPool3d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:AvgPool1d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:AvgPool2d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:AvgPool3d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:MaxPool1d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:MaxPool2d": _UNWEIGHTED,
+    "torch.nn.modules.pooling:MaxPool3d": _UNWEIGHTED,
 }
 
 _combined: dict[tuple[type[QuantModule], type[nn.Module]], type[QuantModule]] = {}
@@ -28,17 +55,18 @@ def register(original: type[nn.Module] | str, quantized: type[QuantModule] | str
 
     Args:
         original: The layer class, or its key `package.module:Class`, which imports nothing.
-        quantized: A subclass of `QuantModule` and of `original`, or its key, imported on first use.
+        quantized: A subclass of `QuantModule` and of `original`, or a mixin: a subclass of `QuantModule` and of no
+            other layer, which is put before `original` on the fly. Or its key, imported on first use.
 
     Raises:
-        ConfigError: `original` has a quantized class already, a key is not one, or `quantized` is not a subclass of
-            both. What keys stand for is looked at when such a layer is met.
+        ConfigError: `original` has another quantized class already, a key is not one, or `quantized` is no such
+            class. What keys stand for is looked at when such a layer is met.
     """
     for entry in (original, quantized):
         if isinstance(entry, str):
             _check_key(entry)
     key = original if isinstance(original, str) else class_key(original)
-    if key in _classes:
+    if _classes.get(key, quantized) != quantized:
         raise ConfigError(f"{key} is registered already, as {_classes[key]}; unregister it first")
     if not isinstance(original, str) and not isinstance(quantized, str):
         _checked(original, quantized)
@@ -64,15 +92,14 @@ def quantized_class(cls: type[nn.Module]) -> type[QuantModule] | None:
     `forward` that the quantized class replaces: anything else would silently compute something different.
 
     Raises:
-        ConfigError: the registered class cannot be imported, or is not a subclass of both `QuantModule` and the class
-            that it is registered for.
+        ConfigError: the registered class cannot be imported, or cannot stand for the class that it is registered for.
     """
     _, cls = split_wrapper(cls)
     base = registered_base(cls)
     if base is None or cls.forward is not base.forward:
         return None
     quantized = _load(base)
-    return quantized if base is cls else combined_class(quantized, cls)
+    return quantized if issubclass(quantized, cls) else combined_class(quantized, cls)
 
 
 def registered_base(cls: type) -> type[nn.Module] | None:
@@ -114,9 +141,15 @@ def _check_key(key: str) -> None:
 
 def _checked(original: type[nn.Module], quantized: Any) -> type[QuantModule]:
     for base in (QuantModule, original):
-        if not (isinstance(quantized, type) and issubclass(quantized, base)):
+        if not (isinstance(quantized, type) and (issubclass(quantized, base) or _is_mixin(quantized))):
             raise ConfigError(
                 f"{class_key(quantized)} must be a subclass of {class_key(base)} to stand for layers of class "
                 f"{class_key(original)}"
             )
     return cast("type[QuantModule]", quantized)
+
+
+def _is_mixin(quantized: type) -> bool:
+    """Whether a quantized class is that of no layer in particular."""
+    layers = [base for base in quantized.__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
+    return bool(layers) and all(issubclass(base, QuantModule) for base in layers)

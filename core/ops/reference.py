@@ -72,7 +72,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype |
     if dtype is not None:
         # Here and not by autocast, whose cache of cast parameters would keep these, which have no gradient.
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    return linear(x, weight, bias).contiguous()
+    # A transposed weight is copied first: it then rounds like one that was quantized, which is contiguous.
+    return linear(x, weight.contiguous(), bias).contiguous()
 
 
 def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:

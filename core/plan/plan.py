@@ -83,15 +83,16 @@ class Plan:
         return sum(tensor.bytes_after for tensor in self.tensors)
 
     def other_quantizers(self) -> dict[str, tuple[QuantSpec, ...]]:
-        """Return the formats of quantizers that are on and stand for no weight and no layer's input.
+        """Return the formats of quantizers that are on and belong to no quantized weight's row in the plan.
 
-        Layer outputs, queries, keys and values, by the quantizer's full name.
+        Layer outputs, inputs of layers without a weight to quantize, queries, keys and values, by the quantizer's
+        full name.
         """
         return {
             layer.site.quantizer_name(quantizer): tuple(stage.spec for stage in stages)
             for layer in self.layers
             for quantizer, stages in layer.quantizers.items()
-            if quantizer not in ("weight_quantizer", "input_quantizer")
+            if quantizer not in ("weight_quantizer", "input_quantizer") or not layer.has_weight
         }
 
     def check(self) -> None:

@@ -54,6 +54,11 @@ class LayerSetting:
         """Whether any quantizer is on."""
         return bool(self.quantizers)
 
+    @property
+    def has_weight(self) -> bool:
+        """Whether the layer has a weight that can be quantized; norms and poolings have none."""
+        return "weight_quantizer" in self.site.quantized.quantizer_names
+
     def names(self) -> list[str]:
         """Return the full names of all its quantizers, on or off."""
         return [self.site.quantizer_name(quantizer) for quantizer in self.site.quantized.quantizer_names]

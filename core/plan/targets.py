@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from octavo.core.errors import ConfigError, listed, nearest
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Exporter, LayerFormat, Verdict
+from octavo.core.modules import QuantAttention, QuantConvolution, QuantEmbedding
 from octavo.core.plan.settings import LayerSetting
 from octavo.core.plugins import plugins
 
@@ -41,9 +42,18 @@ def _verdicts(layers: Iterable[LayerSetting], target: str) -> Iterator[tuple[str
     formats: dict[LayerFormat, list[str]] = {}
     caches: dict[QuantSpec, list[str]] = {}
     for layer in layers:
+        if not layer.has_weight and not issubclass(layer.site.quantized, QuantAttention):
+            continue  # norms and poolings: checkpoints hold nothing of their quantizers
         chains = {name: [stage.spec for stage in stages] for name, stages in layer.quantizers.items()}
         weight, inputs = chains.get("weight_quantizer", []), chains.get("input_quantizer", [])
-        if len(weight) == 1 and len(inputs) <= 1:
+        if weight and issubclass(layer.site.quantized, (QuantConvolution, QuantEmbedding)):
+            what = f"{type(layer.site.layer).__name__} weights {_shown(weight)}"
+            yield (
+                what,
+                Verdict("refused", "checkpoints store quantized linear layers only"),
+                [layer.site.name],
+            )
+        elif len(weight) == 1 and len(inputs) <= 1:
             layer_format = LayerFormat(weight[0], inputs[0] if inputs else None)
             formats.setdefault(layer_format, []).append(layer.site.name)
         elif weight or inputs:

@@ -36,7 +36,7 @@ def plan_tensors(
         layer = None if match is None else by_name.get(match["layer"] or "")
         weight, inputs = _specs(layer, "weight_quantizer"), _specs(layer, "input_quantizer")
         reason = "" if weight else _reason(parameter, layer, reasons.get(name.rpartition(".")[0]))
-        after = _quantized_bytes(parameter, weight) if weight else parameter.nbytes
+        after = _quantized_bytes(parameter, layer, weight) if layer and weight else parameter.nbytes
         dtype = str(parameter.dtype).removeprefix("torch.")
         yield TensorPlan(name, tuple(parameter.shape), dtype, weight, inputs, reason, parameter.nbytes, after)
 
@@ -53,8 +53,9 @@ def _reason(parameter: Tensor, layer: LayerSetting | None, reason: str | None) -
     return reason or "no quantizer stands for it"
 
 
-def _quantized_bytes(weight: Tensor, specs: Sequence[QuantSpec]) -> int:
-    shape = tuple(weight.shape)
+def _quantized_bytes(parameter: Tensor, layer: LayerSetting, specs: Sequence[QuantSpec]) -> int:
+    site = layer.site
+    shape = site.quantized.quantizer_shape(site.layer, "weight_quantizer") or tuple(parameter.shape)
     codes = math.prod(shape[:-1]) * packed_length(shape[-1], specs[0].element_type.bits)
     scales = [math.prod(spec.granularity.scale_shape(shape)) * _SCALE_BYTES[spec.scale] for spec in specs]
     return codes + sum(scales) + 4 * sum(spec.global_max is not None for spec in specs)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from octavo.core.formats import PerBlock, QuantSpec
 from octavo.core.model.exporter import LayerFormat
+from octavo.core.modules import QuantAttention, QuantModule
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state, state_from_scale
 from octavo.exporters.unified_hf.schemes import scheme_for
 
@@ -38,6 +39,16 @@ class UnifiedHfDialect:
             single = all(set(granularity.scale_shape(shape)) == {1} for shape in shapes)
             return ("amax",) if single else ()
         return ()
+
+    def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
+        """Whether checkpoints hold what `quantizer` of `layer` does.
+
+        They hold weights, inputs of layers with such weights, keys and values: no outputs, no queries, and nothing
+        of norms and poolings.
+        """
+        if isinstance(layer, QuantAttention):
+            return quantizer != "q_bmm_quantizer"
+        return bool(layer.quantized_weights()) and quantizer != "output_quantizer"
 
     def activation_state(
         self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]

@@ -8,7 +8,9 @@ from torch import nn
 
 from octavo.core.errors import listed
 from octavo.core.formats import PerTensor, QuantSpec
+from octavo.core.modules import quantized_layers
 from octavo.core.plugins import plugins
+from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.inspection import ExportableModel, active_specs
 from octavo.exporters.unified_hf.targets import is_read_by_an_engine
 
@@ -22,17 +24,17 @@ def export_warnings(model: nn.Module, parts: ExportableModel) -> Iterator[str]:
             f"{len(unscaled)} layers were never calibrated (algorithm None): the checkpoint has no activation scales "
             f"for them ({listed(unscaled, 2)})"
         )
-    specs = {name: active_specs(layer) for name, (layer, _) in parts.layers.items()}
-    specs |= {name: active_specs(layer) for name, layer in parts.attention.items()}
+    dialect = UnifiedHfDialect()
     unstored = [
         f"{name}.{quantizer}"
-        for name, chains in specs.items()
-        for quantizer in chains
-        if quantizer in ("output_quantizer", "q_bmm_quantizer")
+        for name, layer in quantized_layers(model)
+        for quantizer in active_specs(layer)
+        if not dialect.has_place_for(layer, quantizer)
     ]
     if unstored:
         yield f"the dialect has no place for {len(unstored)} quantizers: {listed(unstored, 2)}"
     layers = plugins().attention_layers(model)
+    specs = {name: active_specs(layer) for name, layer in parts.attention.items()}
     plain = [f"{name}.k_bmm_quantizer" for name in layers if "k_bmm_quantizer" not in specs.get(name, {})]
     if parts.kv is not None and plain:
         yield (

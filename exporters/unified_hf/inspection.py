@@ -11,7 +11,14 @@ from octavo.core.errors import ExportError, ModeError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat
 from octavo.core.modes.record import last_record
-from octavo.core.modules import QuantAttention, QuantModule, quantized_layers
+from octavo.core.modules import (
+    QuantAttention,
+    QuantConvolution,
+    QuantEmbedding,
+    QuantModule,
+    original_class,
+    quantized_layers,
+)
 from octavo.exporters.unified_hf.caches import CACHES, cache_name
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_for, schemes
 
@@ -40,16 +47,26 @@ def inspect_model(model: nn.Module) -> ExportableModel:
             quantized, or the model was itself read from a quantized checkpoint. The layers are named.
     """
     _check_history(model)
-    layers, attention, problems = {}, {}, []
+    layers, attention, problems, others = {}, {}, [], []
     for name, layer in quantized_layers(model):
         if not active_specs(layer):
             continue
         if isinstance(layer, QuantAttention):
             attention[name] = layer
+        elif not layer.quantized_weights():  # a norm or pooling: `export_warnings` speaks of it
+            continue
+        elif isinstance(layer, (QuantConvolution, QuantEmbedding)):
+            others.append(f"{name} ({original_class(layer).__name__})")
         elif (scheme := _scheme(layer)) is not None:
             layers[name] = (layer, scheme)
         else:
             problems.append(f"{name} ({_shown(layer)})")
+    if others:
+        raise ExportError(
+            f"this dialect stores quantized linear layers only; found {listed(others, 3)}. Leave these layers out "
+            "({'quantizer_name': '*', 'parent_class': 'nn.Conv2d', 'enable': False}, say), or keep the model with "
+            "octavo.save"
+        )
     if problems:
         known = ", ".join(dict.fromkeys(scheme.quant_algo for scheme in schemes()))
         raise ExportError(

@@ -21,11 +21,12 @@ def test_a_line_for_each_weight_and_a_summary(octavo_command: Run) -> None:
         "model.embed_tokens.weight",
         "512x64",
         "float32",
-        "(no",
-        "quantized",
-        "class",
-        "for",
-        "Embedding)",
+        "(turned",
+        "off",
+        "by",
+        "'*'",
+        "in",
+        "nn.Embedding)",
         "-",
     ] in lines
     assert sum(line[:1] != [] and line[0].endswith(".weight") for line in lines) == 36

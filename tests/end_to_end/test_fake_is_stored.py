@@ -62,6 +62,7 @@ def test_stored_weights_equal_the_finalized_simulation(
     assert [name for name in expected if not _same_bits(packed[name].dequantize(), expected[name])] == []
     if preset in PARTLY_STORED:
         assert any(PARTLY_STORED[preset] in warning for warning in report.warnings)
+    if preset == "FP8_KV_CFG":  # its maxima follow the values, and engines take the scale 1
         return
     with torch.no_grad():
         read_back = octavo.load_quantized(tmp_path / "out")(batches[0]).logits

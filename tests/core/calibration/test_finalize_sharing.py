@@ -126,6 +126,9 @@ class Recorder:
         self.groups.append([tuple(shape) for shape in shapes])
         return ()
 
+    def has_place_for(self, layer: nn.Module, quantizer: str) -> bool:
+        return True
+
     def activation_state(
         self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]
     ) -> dict[str, Tensor]:

@@ -98,20 +98,20 @@ def test_a_forward_of_its_own_is_not_served(cls: type[nn.Linear]) -> None:
     assert quantized_class(cls) is None
 
 
-@pytest.mark.parametrize("cls", [nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.Module])
+@pytest.mark.parametrize("cls", [nn.Bilinear, nn.EmbeddingBag, nn.RMSNorm, nn.Module])
 def test_other_classes_are_not_served(cls: type[nn.Module]) -> None:
     assert quantized_class(cls) is None
 
 
 def test_the_plan_reports_what_is_not_served() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), Doubled(8, 8), nn.Conv1d(8, 8, 3))
+    model = nn.Sequential(nn.Linear(8, 8), Doubled(8, 8), nn.Bilinear(8, 8, 8))
     reasons = {tensor.name: tensor.reason for tensor in octavo.plan(model, WEIGHT_ONLY).tensors}
 
     assert reasons["0.weight"] == ""
     assert reasons["1.weight"] == (
         f"{class_key(Doubled)} has a forward of its own, unlike Linear: octavo.register(...) a quantized class for it"
     )
-    assert reasons["2.weight"] == "no quantized class for Conv1d"
+    assert reasons["2.weight"] == "no quantized class for Bilinear"
 
 
 def test_what_is_not_served_is_left_alone() -> None:

@@ -42,7 +42,7 @@ def test_the_summary_in_full() -> None:
         f"  11 x weights {nvfp4}, inputs {nvfp4}",
         "  2 x k_bmm_quantizer e4m3 tensor",
         "  2 x v_bmm_quantizer e4m3 tensor",
-        "  left out: model.embed_tokens.weight (no quantized class for Embedding)",
+        "  left out: model.embed_tokens.weight (turned off by '*' in nn.Embedding)",
         "  left out: model.layers.1.mlp.gate_proj.weight, model.layers.1.mlp.up_proj.weight, "
         "model.layers.1.mlp.down_proj.weight (turned off by '*1.mlp.*')",
         "  left out: lm_head.weight (turned off by '*lm_head*')",
@@ -61,10 +61,8 @@ def test_warnings_and_long_lists() -> None:
     lines = planned({"quant_cfg": entries}).summary().splitlines()
 
     assert lines[1] == "  2 x weights int4 tensor then int8 tensor"
-    assert lines[3] == (
-        "  left out: model.layers.0.self_attn.q_proj.weight … lm_head.weight, 13 in all (turned off by '*')"
-    )
-    assert lines[4:] == ["  warning: entry '*of_another_model*' matches no quantizer of this model."]
+    assert lines[2] == "  left out: model.embed_tokens.weight … lm_head.weight, 14 in all (turned off by '*')"
+    assert lines[3:] == ["  warning: entry '*of_another_model*' matches no quantizer of this model."]
 
 
 def test_large_models_are_counted_in_megabytes_with_separators() -> None:

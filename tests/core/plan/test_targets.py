@@ -63,8 +63,12 @@ def test_a_refusal_names_format_evidence_and_layers() -> None:
 
 
 def test_formats_that_the_checkpoint_cannot_store() -> None:
-    (error,) = planned(weights({"num_bits": 5}), target="trtllm").errors
+    embedding, error = planned(weights({"num_bits": 5}), target="trtllm").errors
 
+    assert embedding == (
+        "trtllm and Embedding weights int5 tensor: refused (checkpoints store quantized linear layers only); "
+        "layers model.embed_tokens"
+    )
     assert (
         "trtllm and weights int5 tensor, inputs None: refused (the unified HF dialect cannot store this"
         in error

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import octavo
@@ -161,3 +162,19 @@ def test_a_generation_config_that_transformers_does_not_save(tmp_path: Path) -> 
 
     with pytest.raises(OctavoError, match="temperature"):
         export(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"), [(nn.Conv2d(3, 4, 3), "Conv2d"), (nn.ConvTranspose1d(3, 4, 3), "ConvTranspose1d"),
+    (nn.Embedding(4, 8), "Embedding")],
+)  # fmt: skip
+def test_layers_that_are_not_linear(layer: nn.Module, kind: str, tmp_path: Path) -> None:
+    weights = {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}}
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(layer))
+    octavo.quantize(model, {"quant_cfg": [weights], "algorithm": "max"}, quiet=True)
+    message = (
+        rf"^this dialect stores quantized linear layers only; found 1\.0 \({kind}\)\. Leave these layers out"
+    )
+    with pytest.raises(ExportError, match=message):
+        export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
