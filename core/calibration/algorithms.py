@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from octavo.core.calibration.forward_loop import ForwardLoop
-from octavo.core.calibration.max import calibrate_max
+from octavo.core.calibration.max import MaxOptions, calibrate_max
+from octavo.core.calibration.mse import MseOptions, calibrate_mse
 from octavo.core.errors import ConfigError, UnsupportedError, nearest
 
 Algorithm = Callable[[nn.Module, "ForwardLoop | None", bool], None]
 
-ALGORITHMS: dict[str, Algorithm] = {"max": calibrate_max}
+ALGORITHMS: dict[str, Callable[..., None]] = {"max": calibrate_max, "mse": calibrate_mse}
+# Their options, which the function takes as its last argument.
+_OPTIONS: dict[str, type[MaxOptions] | type[MseOptions]] = {"max": MaxOptions, "mse": MseOptions}
 # Names that configs of the field use and this version cannot run.
 _DECLARED = (
-    "mse", "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq",
-    "nvfp4_act_headroom", "lsq",
+    "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "nvfp4_act_headroom", "lsq",
 )  # fmt: skip
 
 
@@ -51,7 +54,17 @@ def algorithms_of(algorithm: Any) -> list[Algorithm]:
         raise ConfigError(
             f"unknown algorithm {name!r}; known: {', '.join(known)}.{nearest(str(name), known)}"
         )
-    unknown = sorted(set(options) - {"method"})
+    return [_configured(name, {key: value for key, value in options.items() if key != "method"})]
+
+
+def _configured(name: str, options: Mapping[str, Any]) -> Algorithm:
+    known = list(_OPTIONS[name].__dataclass_fields__) if name in _OPTIONS else []
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ConfigError(f"algorithm {name!r} takes no options, found {', '.join(unknown)}")
-    return [ALGORITHMS[name]]
+        takes = f"takes the options {', '.join(known)}" if known else "takes no options"
+        hint = nearest(unknown[0], known)
+        raise ConfigError(
+            f"algorithm {name!r} {takes}, found {', '.join(unknown)}" + (f".{hint}" if hint else "")
+        )
+    function = ALGORITHMS[name]
+    return partial(function, options=_OPTIONS[name](**options)) if name in _OPTIONS else function

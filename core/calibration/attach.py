@@ -95,7 +95,10 @@ def make_quantizer(
     settings: Sequence[StageSetting], shape: Sequence[int], device: torch.device | None
 ) -> Quantizer:
     """Return a quantizer of these stages for tensors of `shape`, uncalibrated but for pinned amax."""
-    stages = [TensorQuantizer(setting.spec, shape, device, setting.range_mask) for setting in settings]
+    stages = [
+        TensorQuantizer(setting.spec, shape, device, setting.range_mask, setting.calibrator)
+        for setting in settings
+    ]
     for stage, setting in zip(stages, settings, strict=True):
         if setting.pinned_amax is not None:
             pinned = {

@@ -70,6 +70,13 @@ class AmaxCollector:
         self._memo = memo
         self.amax: Tensor | None = None
 
+    @classmethod
+    def of(cls, spec: QuantSpec, amax: Tensor) -> AmaxCollector:
+        """Return a collector that has seen `amax`."""
+        collector = cls(spec)
+        collector.amax = amax
+        return collector
+
     def collect(self, quantizer: TensorQuantizer, x: Tensor) -> None:
         """Take `x` into account; an empty tensor says nothing."""
         if x.numel() == 0:

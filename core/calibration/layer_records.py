@@ -22,7 +22,7 @@ from octavo.core.modules import (
 )
 from octavo.core.plan.settings import StageSetting
 from octavo.core.plugins import plugins
-from octavo.core.quantizers import Quantizer, TensorQuantizer
+from octavo.core.quantizers import Calibrator, Quantizer, TensorQuantizer
 
 
 def describe_quantizers(model: nn.Module) -> dict[str, Any]:
@@ -114,9 +114,16 @@ def _quantized_class(
 
 def _read_stage(data: Any, where: str) -> StageSetting:
     spec = QuantSpec.from_json(part(data, "spec", dict, where))
-    return StageSetting(spec, None, part(data, "range_mask", bool, where))
+    calibrator = part(data, "calibrator", dict, where) if "calibrator" in data else {"method": "max"}
+    range_mask = part(data, "range_mask", bool, where)
+    return StageSetting(spec, None, range_mask, Calibrator.from_json(calibrator))
 
 
 def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
     assert stage.spec is not None  # noqa: S101 (the caller leaves the others out)
-    return {"spec": stage.spec.to_json(), "range_mask": stage.range_mask, "enabled": stage.enabled}
+    return {
+        "spec": stage.spec.to_json(),
+        "range_mask": stage.range_mask,
+        "enabled": stage.enabled,
+        "calibrator": stage.calibrator.to_json(),
+    }

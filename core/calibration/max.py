@@ -1,8 +1,9 @@
-"""The `max` algorithm: scales from the largest magnitude seen, over weights and over calibration data."""
+"""The `max` algorithm: scales from the largest magnitude seen, or as a quantizer's own calibrator says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,32 @@ from torch import Tensor, nn
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
+from octavo.core.calibration.histogram import HistogramCollector
 from octavo.core.console import say
-from octavo.core.errors import CalibrationError, listed
+from octavo.core.errors import CalibrationError, ConfigError, listed
+from octavo.core.formats import QuantSpec
 from octavo.core.modules import quantized_layers, tensor_quantizers
 from octavo.core.quantizers import TensorQuantizer
 
 
-def calibrate_max(model: nn.Module, forward_loop: ForwardLoop | None, quiet: bool) -> None:
+@dataclass(frozen=True)
+class MaxOptions:
+    """How the `max` algorithm treats mixtures of experts.
+
+    Attributes:
+        all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
+    """
+
+    all_experts: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.all_experts, bool):
+            raise ConfigError(f"algorithm 'max': all_experts={self.all_experts!r}; expected True or False")
+
+
+def calibrate_max(
+    model: nn.Module, forward_loop: ForwardLoop | None, quiet: bool, options: MaxOptions = MaxOptions()
+) -> None:
     """Calibrate every quantizer that is not calibrated yet, by one run of `forward_loop`.
 
     Nothing is rounded in that run, and there is none when no quantizer needs it: `calibrate_weights` goes first.
@@ -34,14 +54,14 @@ def calibrate_max(model: nn.Module, forward_loop: ForwardLoop | None, quiet: boo
             f"{listed([name for name, _ in waiting])}"
         )
     memo = AmaxMemo()
-    collectors = {q: AmaxCollector(q.spec, memo) for _, q in waiting if q.spec is not None}
-    with collecting(model, collectors), counting_tokens(model):
+    collectors = {q: _collector(q, q.spec, memo) for _, q in waiting if q.spec is not None}
+    with collecting(model, collectors), counting_tokens(model, options.all_experts):
         run_forward_loop(model, forward_loop, quiet)
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
     for name, quantizer in waiting:
-        if name in unrouted:
-            collectors[quantizer].amax = unrouted[name]
+        if name in unrouted and quantizer.spec is not None:
+            collectors[quantizer] = AmaxCollector.of(quantizer.spec, unrouted[name])
     unseen = [name for name, _ in waiting if name not in seen and name not in unrouted]
     if unseen:
         raise CalibrationError(
@@ -71,7 +91,7 @@ def calibrate_weights(model: nn.Module) -> None:
             for quantizer in layer.quantizers()[quantizer_name].stages():
                 if quantizer.spec is None:
                     continue
-                collector = AmaxCollector(quantizer.spec)
+                collector = _collector(quantizer, quantizer.spec)
                 collector.collect(quantizer, weight)
                 if collector.amax is not None:
                     seen[f"{layer_name}.{quantizer_name}"] = collector.amax
@@ -84,6 +104,12 @@ def calibrate_weights(model: nn.Module) -> None:
 def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
     """Return the quantizers, by name, that are on and have state that was never set."""
     return [(name, q) for name, q in tensor_quantizers(model) if q.enabled and q.needs_calibration]
+
+
+def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | None = None) -> AmaxCollector:
+    if quantizer.calibrator.method == "max":
+        return AmaxCollector(spec, memo)
+    return HistogramCollector(spec, quantizer.calibrator, memo)
 
 
 def _check_finite(seen: Mapping[str, Tensor]) -> None:

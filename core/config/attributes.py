@@ -17,6 +17,7 @@ from octavo.core.formats import (
     element_type,
 )
 from octavo.core.formats.spec import ScaleType
+from octavo.core.quantizers import Calibrator
 
 E4M3_MAX = 448.0
 _FLOAT_NAMES = {(4, 3): "e4m3", (5, 2): "e5m2", (2, 1): "e2m1", (3, 2): "e3m2", (2, 3): "e2m3"}
@@ -29,7 +30,6 @@ _UNAVAILABLE = {
     "backend": None,
     "backend_extra_args": None,
     "learn_amax": False,
-    "calibrator": "max",
     "trt_high_precision_dtype": "Float",
 }
 
@@ -49,6 +49,8 @@ class QuantizerAttributes(BaseModel):
         use_constant_amax: Short for `constant_amax` 448.
         pass_through_bwd: Gradients also pass where values saturate. Off unless asked for.
         effective_bits: Bits per value with scales; only informs searches.
+        calibrator: How calibration chooses `amax`: `max`, `entropy` (also called `histogram`), `percentile`, `mse`, or
+            a dict with `method` and the options of `Calibrator`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -114,6 +116,26 @@ class QuantizerAttributes(BaseModel):
                 "calibrated; leave it out, or use type='static'"
             )
         return spec
+
+    def to_calibrator(self) -> Calibrator:
+        """Return how calibration chooses `amax`.
+
+        Raises:
+            ConfigError: it is unknown, finds nothing that the format needs, or the amax is constant.
+            UnsupportedError: the constructor of a class of one's own is not available.
+        """
+        if not isinstance(self.calibrator, (str, dict)):
+            raise UnsupportedError(
+                f"calibrator={self.calibrator!r} is not available in this version of Octavo; give a name or a dict "
+                "with 'method'"
+            )
+        calibrator = Calibrator.from_json(self.calibrator)
+        calibrator.check(self.to_spec())
+        if calibrator.method != "max" and self.pinned_amax() is not None:
+            raise ConfigError(
+                f"calibrator {calibrator.method!r} excludes constant_amax={self.pinned_amax()}; give one of them"
+            )
+        return calibrator
 
     def _spec(self, element: str) -> QuantSpec:
         if self.block_sizes is None:

@@ -10,6 +10,7 @@ from octavo.core.config.rules import Decision, Rule, decide
 from octavo.core.errors import ConfigError, ShapeError, UnsupportedError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.plan.sites import Site
+from octavo.core.quantizers import MAX, Calibrator
 
 if TYPE_CHECKING:
     from octavo.core.config.attributes import QuantizerAttributes
@@ -23,11 +24,13 @@ class StageSetting:
         spec: The format.
         pinned_amax: Constant amax, or None when it is calibrated.
         range_mask: Stop gradients where a value saturates.
+        calibrator: How calibration chooses amax.
     """
 
     spec: QuantSpec
     pinned_amax: float | None = None
     range_mask: bool = True
+    calibrator: Calibrator = MAX
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ def stage_setting(
         spec = attributes.to_spec().stacked() if is_stacked else attributes.to_spec()
         if shape is not None and all(shape):
             spec.granularity.scale_shape(shape)  # raises on axes that do not exist
-        return StageSetting(spec, attributes.pinned_amax(), not attributes.pass_through_bwd)
+        return StageSetting(
+            spec, attributes.pinned_amax(), not attributes.pass_through_bwd, attributes.to_calibrator()
+        )
     except (ConfigError, UnsupportedError) as error:
         raise type(error)(f"{name}: {error}") from error
     except ShapeError as error:

@@ -1,6 +1,7 @@
 """The modules that hold one tensor's format and state."""
 
+from octavo.core.quantizers.calibrator import MAX, Calibrator
 from octavo.core.quantizers.sequential_quantizer import Quantizer, SequentialQuantizer
 from octavo.core.quantizers.tensor_quantizer import Collector, TensorQuantizer
 
-__all__ = ["Collector", "Quantizer", "SequentialQuantizer", "TensorQuantizer"]
+__all__ = ["MAX", "Calibrator", "Collector", "Quantizer", "SequentialQuantizer", "TensorQuantizer"]

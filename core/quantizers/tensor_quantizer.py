@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octavo.core import ops
 from octavo.core.errors import ModeError
 from octavo.core.formats import QuantSpec
+from octavo.core.quantizers.calibrator import MAX, Calibrator
 
 
 class Collector(Protocol):
@@ -32,6 +33,7 @@ class TensorQuantizer(nn.Module):
         spec: The format, or None for a quantizer that passes tensors through.
         enabled: False passes tensors through and keeps the state.
         range_mask: Stop gradients where a value saturates.
+        calibrator: How calibration chooses `amax`.
         collector: While set, sees every tensor and nothing is rounded (calibration).
         pre_quant_scale: Factor per channel, applied to the tensor first; None when no algorithm made one.
     """
@@ -48,10 +50,12 @@ class TensorQuantizer(nn.Module):
         shape: Sequence[int] = (),
         device: torch.device | None = None,
         range_mask: bool = True,
+        calibrator: Calibrator = MAX,
     ) -> None:
         super().__init__()
         self.enabled = spec is not None
         self.range_mask = range_mask
+        self.calibrator = calibrator
         self.collector: Collector | None = None
         self.register_buffer("pre_quant_scale", None)
         self.spec = spec

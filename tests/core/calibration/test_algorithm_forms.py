@@ -14,7 +14,7 @@ from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.max import calibrate_max
 from octavo.core.errors import ConfigError, UnsupportedError
 
-AVAILABLE = "; available: max$"
+AVAILABLE = "; available: max, mse$"
 KNOWN = "known: max, mse, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
 
 
@@ -51,7 +51,7 @@ def test_max_twice_calibrates_once() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["mse", "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "lsq"],
+    ["local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "lsq"],
 )
 @pytest.mark.parametrize("form", [lambda n: n, lambda n: {"method": n, "alpha": 1.0}, lambda n: ["max", n]])
 def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> None:
@@ -69,6 +69,13 @@ def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> No
         ({"method": None}, "unknown algorithm None; known: max"),
         ({"method": "max", "alpha": 1}, "^algorithm 'max' takes no options, found alpha$"),
         ({"method": "max", "b": 1, "a": 1}, "found a, b$"),
+        (
+            {"method": "mse", "stepsize": 1},
+            "^algorithm 'mse' takes the options step_size, .*, found stepsize. Did you mean 'step_size'",
+        ),
+        ({"method": "mse", "step_size": 0}, "^algorithm 'mse': step_size=0; expected a positive number$"),
+        ({"method": "mse", "stop_multiplier": 0.1}, "stop_multiplier=0.1 is below start_multiplier=0.25"),
+        ({"method": "mse", "fp8_scale_sweep": 1}, "fp8_scale_sweep=1; expected True or False$"),
         ({"name": "max"}, r"must be a name, a dict with 'method', a list or None; found \{'name': 'max'\}$"),
         (5, "found 5$"),
         (["max", 5], "found 5$"),

@@ -18,7 +18,6 @@ UNAVAILABLE: list[tuple[str, Any]] = [
     ("backend", "fp8_per_tensor"),
     ("backend_extra_args", {"kernel": 1}),
     ("learn_amax", True),
-    ("calibrator", "histogram"),
     ("calibrator", ("max", 2)),
     ("trt_high_precision_dtype", "Half"),
 ]

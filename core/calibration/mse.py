@@ -1,0 +1,137 @@
+"""The `mse` algorithm: `max`, then for each weight the amax with the least squared error of rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core import ops
+from octavo.core.calibration.forward_loop import ForwardLoop
+from octavo.core.calibration.max import calibrate_max
+from octavo.core.errors import CalibrationError, ConfigError, listed
+from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.formats.scales import beside
+from octavo.core.modules import quantized_layers
+from octavo.core.quantizers import TensorQuantizer
+
+
+@dataclass(frozen=True)
+class MseOptions:
+    """Which values of amax are tried; names and defaults are those of ModelOpt's `MseCalibConfig`.
+
+    Attributes:
+        step_size: Distance of the multiples of the largest magnitude that are tried, about: their number is
+            ⌈(stop − start) / step⌉ + 1, evenly spaced.
+        start_multiplier: The smallest multiple.
+        stop_multiplier: The largest multiple.
+        fp8_scale_sweep: Try all 126 positive E4M3 block scales instead, on weights with calibrated two-level
+            scales (static NVFP4); other weights keep their largest magnitude.
+    """
+
+    step_size: float = 0.1
+    start_multiplier: float = 0.25
+    stop_multiplier: float = 4.0
+    fp8_scale_sweep: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("step_size", "start_multiplier", "stop_multiplier"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ConfigError(f"algorithm 'mse': {name}={value!r}; expected a positive number")
+        if self.stop_multiplier < self.start_multiplier:
+            raise ConfigError(
+                f"algorithm 'mse': stop_multiplier={self.stop_multiplier} is below "
+                f"start_multiplier={self.start_multiplier}; exchange them"
+            )
+        if not isinstance(self.fp8_scale_sweep, bool):
+            raise ConfigError(
+                f"algorithm 'mse': fp8_scale_sweep={self.fp8_scale_sweep!r}; expected True or False"
+            )
+
+    def multipliers(self, device: torch.device) -> Tensor:
+        """Return the multiples of the largest magnitude, fp32."""
+        steps = math.ceil((self.stop_multiplier - self.start_multiplier) / self.step_size) + 1
+        return torch.linspace(self.start_multiplier, self.stop_multiplier, steps, device=device)
+
+
+def calibrate_mse(
+    model: nn.Module, forward_loop: ForwardLoop | None, quiet: bool, options: MseOptions = MseOptions()
+) -> None:
+    """Calibrate as `max` does, then search the amax of every weight that still has its largest magnitude.
+
+    Other weights (a constant amax, loaded or searched before) and weights that several quantizers round in turn
+    keep theirs. Each block, channel or tensor that has a scale of its own is searched alone.
+
+    Raises:
+        CalibrationError: as `calibrate_max`, or a weight is offloaded, so that it cannot be searched; it is named.
+    """
+    calibrate_max(model, forward_loop, quiet)
+    searched = [found for found in _weights(model) if _is_searched(*found[1:], options)]
+    offloaded = [name for name, _, weight in searched if weight.is_meta]
+    if offloaded:
+        raise CalibrationError(
+            f"the search of 'mse' needs weights in memory, and {len(offloaded)} are offloaded: {listed(offloaded)}; "
+            "load the model without offloading, or use the algorithm 'max'"
+        )
+    for _, quantizer, weight in searched:
+        amax = best_amax(weight.detach(), quantizer, options)
+        quantizer.set_state(**{**quantizer.named_state(), "amax": amax})
+
+
+@torch.no_grad()
+def best_amax(weight: Tensor, quantizer: TensorQuantizer, options: MseOptions) -> Tensor:
+    """Return, fp32 in the shape of `quantizer.amax`, the candidates with the least error (ties: the first)."""
+    spec = quantizer.spec
+    assert spec is not None  # noqa: S101 (the caller leaves the others out)
+    state = quantizer.named_state()
+    x = weight.float()
+    best = state["amax"]
+    least = torch.full_like(best, torch.inf)
+    # As in ModelOpt, whose amax has the weight's dtype (fp32 for blocks): that of a tensor is rounded after the search,
+    # those of channels before.
+    granularity = spec.unstacked().granularity
+    dtype = torch.float32 if isinstance(granularity, PerBlock) else weight.dtype
+    for candidate in _candidates(state, options):
+        amax = candidate if isinstance(granularity, PerTensor) else candidate.to(dtype).float()
+        rounded = ops.fake_quantize(x, list({**state, "amax": amax}.values()), spec.key)
+        error = _sum_by_scale((x - rounded).square(), spec)
+        best = torch.where(error < least, amax, best)
+        least = torch.minimum(error, least)
+    return best.to(dtype).float()
+
+
+def _candidates(state: dict[str, Tensor], options: MseOptions) -> Iterator[Tensor]:
+    amax = state["amax"]
+    if options.fp8_scale_sweep:
+        codes = torch.arange(1, 127, dtype=torch.uint8, device=amax.device)  # all positive finite E4M3 codes
+        for scale in codes.view(torch.float8_e4m3fn).float() / 448:
+            yield (beside(state["global_amax"], amax) * scale).expand_as(amax)
+    else:
+        for multiplier in options.multipliers(amax.device):
+            yield amax * multiplier
+
+
+def _sum_by_scale(error: Tensor, spec: QuantSpec) -> Tensor:
+    blocked = spec.granularity.blocked(error)
+    dims = spec.granularity.reduced_dims(error.dim())
+    return (blocked.sum(dims) if dims else blocked).reshape(spec.granularity.scale_shape(error.shape))
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer, Tensor]]:
+    """Yield every weight with a single quantizer that is on, and the quantizer's name."""
+    for layer_name, layer in quantized_layers(model):
+        for name, weight in layer.quantized_weights().items():
+            quantizer = layer.quantizers()[name]
+            if isinstance(quantizer, TensorQuantizer) and quantizer.enabled:
+                yield f"{layer_name}.{name}", quantizer, weight
+
+
+def _is_searched(quantizer: TensorQuantizer, weight: Tensor, options: MseOptions) -> bool:
+    spec = quantizer.spec
+    if spec is None or "amax" not in spec.state or (options.fp8_scale_sweep and spec.global_max is None):
+        return False
+    return weight.is_meta or torch.equal(quantizer.amax, ops.amax(weight.detach(), spec))
