@@ -15,9 +15,11 @@ from octavo.core.errors import ConfigError, UnsupportedError, nearest
 
 Algorithm = Callable[[nn.Module, "ForwardLoop | None", bool], None]
 
-ALGORITHMS: dict[str, Callable[..., None]] = {"max": calibrate_max, "mse": calibrate_mse}
-# Their options, which the function takes as its last argument.
-_OPTIONS: dict[str, type[MaxOptions] | type[MseOptions]] = {"max": MaxOptions, "mse": MseOptions}
+# Each with its options, which the function takes as its last argument.
+ALGORITHMS: dict[str, tuple[Callable[..., None], type[MaxOptions] | type[MseOptions]]] = {
+    "max": (calibrate_max, MaxOptions),
+    "mse": (calibrate_mse, MseOptions),
+}
 # Names that configs of the field use and this version cannot run.
 _DECLARED = (
     "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "nvfp4_act_headroom", "lsq",
@@ -58,13 +60,12 @@ def algorithms_of(algorithm: Any) -> list[Algorithm]:
 
 
 def _configured(name: str, options: Mapping[str, Any]) -> Algorithm:
-    known = list(_OPTIONS[name].__dataclass_fields__) if name in _OPTIONS else []
+    function, options_class = ALGORITHMS[name]
+    known = list(options_class.__dataclass_fields__)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        takes = f"takes the options {', '.join(known)}" if known else "takes no options"
-        hint = nearest(unknown[0], known)
         raise ConfigError(
-            f"algorithm {name!r} {takes}, found {', '.join(unknown)}" + (f".{hint}" if hint else "")
+            f"algorithm {name!r} takes the options {', '.join(known)}, found {', '.join(unknown)}."
+            f"{nearest(unknown[0], known)}"
         )
-    function = ALGORITHMS[name]
-    return partial(function, options=_OPTIONS[name](**options)) if name in _OPTIONS else function
+    return partial(function, options=options_class(**options))
