@@ -40,11 +40,15 @@ class QuantLinear(QuantModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
+        return cast(Tensor, self.output_quantizer(self.product(input, self.bias)))
+
+    def product(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the quantized input [..., in_features] times the quantized weight, plus `bias` in the same step."""
         x_quantizer, weight_quantizer = self.input_quantizer, self.weight_quantizer
-        output = ops.fake_quantized_linear(
+        return ops.fake_quantized_linear(
             x_quantizer.observe(input),
             weight_quantizer.observe(self.weight),
-            self.bias,
+            bias,
             x_quantizer.active_state(),
             x_quantizer.active_key,
             weight_quantizer.active_state(),
@@ -52,4 +56,3 @@ class QuantLinear(QuantModule, nn.Linear):
             x_quantizer.range_mask,
             weight_quantizer.range_mask,
         )
-        return cast(Tensor, self.output_quantizer(output))

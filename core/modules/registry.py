@@ -31,14 +31,14 @@ def register(original: type[nn.Module] | str, quantized: type[QuantModule] | str
         quantized: A subclass of `QuantModule` and of `original`, or its key, imported on first use.
 
     Raises:
-        ConfigError: `original` has a quantized class already, a key is not one, or `quantized` is not a subclass of
-            both. What keys stand for is looked at when such a layer is met.
+        ConfigError: `original` has another quantized class already, a key is not one, or `quantized` is not a
+            subclass of both. What keys stand for is looked at when such a layer is met.
     """
     for entry in (original, quantized):
         if isinstance(entry, str):
             _check_key(entry)
     key = original if isinstance(original, str) else class_key(original)
-    if key in _classes:
+    if _classes.get(key, quantized) != quantized:
         raise ConfigError(f"{key} is registered already, as {_classes[key]}; unregister it first")
     if not isinstance(original, str) and not isinstance(quantized, str):
         _checked(original, quantized)
