@@ -10,12 +10,21 @@ from torch import Tensor, nn
 
 import octavo
 from helpers.family_cases import FORMATS, family_cases
+from octavo.core.model.family_map import known_model_types
 from octavo.core.plugins import plugins
 
 CASES = family_cases()
 MAPPED = [name for name, case in CASES.items() if case.map]
 # Parts of names of linear layers that the presets leave alone.
 LEFT_ALONE = {"lm_head", "proj_out", "vision_tower", "visual", "multi_modal_projector"}
+
+
+def test_every_model_type_of_a_map_is_a_case() -> None:
+    configs = [CASES[name].model().config for name in MAPPED]
+
+    assert {getattr(config, "text_config", config).model_type for config in configs} == set(
+        known_model_types()
+    )
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
