@@ -23,7 +23,9 @@ def write_companion_files(model: Any, directory: Path, tokenizer: Any, dtype: to
     """
     config = copy.deepcopy(model.config)
     config.dtype = dtype
-    config.architectures = config.architectures or [type(model).__name__.removeprefix("FSDP")]
+    config.architectures = [
+        type(model).__name__.removeprefix("FSDP")
+    ]  # not that of the checkpoint it began as
     if model.is_remote_code():
         from transformers.dynamic_module_utils import custom_object_save
 

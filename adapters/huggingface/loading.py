@@ -1,4 +1,4 @@
-"""Loading and building causal language models, and their tokenizers."""
+"""Loading and building models, and their tokenizers."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from torch import nn
 from octavo.core.errors import FOREIGN_FAILURES, CheckpointError, ConfigError
 
 
-def load_causal_lm(path: Path, dtype: torch.dtype | None, trust_remote_code: bool, quiet: bool) -> nn.Module:
+def load_pretrained(path: Path, dtype: torch.dtype | None, trust_remote_code: bool, quiet: bool) -> nn.Module:
     """Load a model with its weights, in `dtype` or the one its config names.
 
     Raises:
         ConfigError: it brings its own code and `trust_remote_code` is off.
         CheckpointError: transformers cannot load it; its reason is shown.
     """
-    from transformers import AutoModelForCausalLM
-
     with _explained(path), _progress_bars(quiet):
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        cls = _model_class(_config(path, trust_remote_code))
+        model: nn.Module = cls.from_pretrained(
             path, dtype=dtype if dtype is not None else "auto", trust_remote_code=trust_remote_code
         )
     return model.eval()
 
 
-def build_causal_lm(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module:
+def build_from_config(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module:
     """Build the model of a config with random weights; `quantization_config` in it is left out.
 
     Raises:
-        ConfigError, CheckpointError: as in `load_causal_lm`.
+        ConfigError, CheckpointError: as in `load_pretrained`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     with _explained(directory):
-        config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        config = _config(directory, trust_remote_code)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=dtype or config.dtype or torch.float32, trust_remote_code=trust_remote_code
-        )
+        dtype = dtype or config.dtype or torch.float32
+        model: nn.Module
+        cls = _model_class(config)
+        if hasattr(cls, "from_config"):
+            model = cls.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        else:
+            model = cls._from_config(config, dtype=dtype)
     return model.eval()
 
 
@@ -51,12 +52,35 @@ def load_hf_tokenizer(path: Path, trust_remote_code: bool) -> Any:
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        ConfigError, CheckpointError: as in `load_causal_lm`.
+        ConfigError, CheckpointError: as in `load_pretrained`.
     """
     from transformers import AutoTokenizer
 
     with _explained(path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _config(path: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _model_class(config: Any) -> Any:
+    """Return the class that the config names, or the one for causal language models of its type.
+
+    Names outside transformers and names of other models' classes count as none; a checkpoint's own code is found by
+    the auto class alone.
+    """
+    import transformers
+
+    names = config.architectures or []
+    if names and not hasattr(config, "auto_map"):
+        named = getattr(transformers, names[0], None)
+        is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+        if is_model and isinstance(config, named.config_class or ()):  # type: ignore[union-attr]
+            return named
+    return transformers.AutoModelForCausalLM
 
 
 @contextmanager
@@ -73,7 +97,7 @@ def _explained(path: Path) -> Iterator[None]:
             ) from error
         raise CheckpointError(
             f"transformers cannot load {path}: {error or type(error).__name__}. Is the folder a whole checkpoint "
-            "of a causal language model?"
+            "of a model?"
         ) from error
 
 

@@ -40,27 +40,34 @@ def quantized_classes() -> Mapping[str, str]:
 
 @hookimpl
 def describe_model(model: nn.Module) -> ModelDescription | None:
-    """Describe a transformers model by its family map."""
+    """Describe a transformers model by its family map, or its language tower by that of its text config."""
     if not is_transformers_model(model):
         return None
     config: Any = model.config
-    return describe_by_map(model, config.model_type, config)
+    description = describe_by_map(model, config.model_type, config)
+    text: Any = getattr(config, "text_config", None)
+    if description is not None or not hasattr(text, "model_type"):
+        return description
+    decoder = model.get_decoder()  # type: ignore[operator]
+    tower = next((name for name, module in model.named_modules() if module is decoder), "")
+    return describe_by_map(model, text.model_type, text, tower)
 
 
 @hookimpl
 def tiny_inputs(model: nn.Module) -> Mapping[str, Any] | None:
-    """Return a few tokens for a text model, and for its decoder where it has two parts."""
-    if not is_transformers_model(model) or getattr(model, "main_input_name", None) != "input_ids":
+    """Return a few tokens, one image or one stretch of sound, as the model reads them."""
+    if not is_transformers_model(model):
         return None
-    parameter = next(model.parameters())
-    tokens = 4
-    inputs = {"input_ids": torch.arange(tokens, device=parameter.device)[None], "use_cache": False}
-    if model.config.is_encoder_decoder:  # type: ignore[union-attr]
-        inputs["decoder_input_ids"] = inputs["input_ids"]
-    if parameter.is_meta:  # a ready-made mask: making one looks at values, which meta tensors have not
-        mask = torch.zeros(1, 1, tokens, tokens, device=parameter.device, dtype=parameter.dtype)
-        inputs["attention_mask"] = mask
-    return inputs
+    from octavo.adapters.huggingface.inputs import smallest_inputs
+
+    return smallest_inputs(model)
+
+
+@hookimpl
+def quantized_classes() -> Mapping[str, str]:
+    """Return the classes for transformers' own layers."""
+    falcon = "transformers.models.falcon.modeling_falcon:FalconLinear"
+    return {falcon: "octavo.adapters.huggingface.falcon:QuantFalconLinear"}
 
 
 @hookimpl
@@ -137,12 +144,12 @@ def write_companions(model: nn.Module, directory: Path, tokenizer: Any, dtype: t
 def load_model(
     path: Path, dtype: torch.dtype | None, trust_remote_code: bool, quiet: bool
 ) -> nn.Module | None:
-    """Load a causal language model with its weights."""
+    """Load a model with its weights."""
     if not _can_load(path):
         return None
-    from octavo.adapters.huggingface.loading import load_causal_lm
+    from octavo.adapters.huggingface.loading import load_pretrained
 
-    return load_causal_lm(path, dtype, trust_remote_code, quiet)
+    return load_pretrained(path, dtype, trust_remote_code, quiet)
 
 
 @hookimpl
@@ -150,9 +157,9 @@ def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: b
     """Build the model of a checkpoint's config, without its weights."""
     if not _can_load(directory):
         return None
-    from octavo.adapters.huggingface.loading import build_causal_lm
+    from octavo.adapters.huggingface.loading import build_from_config
 
-    return build_causal_lm(directory, dtype, trust_remote_code)
+    return build_from_config(directory, dtype, trust_remote_code)
 
 
 @hookimpl

@@ -64,8 +64,9 @@ def _configured(name: str, options: Mapping[str, Any]) -> Algorithm:
     known = list(options_class.__dataclass_fields__)
     unknown = sorted(set(options) - set(known))
     if unknown:
+        hint = nearest(unknown[0], known)
         raise ConfigError(
-            f"algorithm {name!r} takes the options {', '.join(known)}, found {', '.join(unknown)}."
-            f"{nearest(unknown[0], known)}"
+            f"algorithm {name!r} takes the options {', '.join(known)}, found {', '.join(unknown)}"
+            + (f".{hint}" if hint else "")
         )
     return partial(function, options=options_class(**options))

@@ -87,6 +87,11 @@ def batches_on(batches: Iterable[TokenBatch], device: torch.device) -> Iterator[
 def _log_probabilities(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """Return fp32 log-probabilities [batch, tokens − 1, vocabulary] and the mask of tokens that count."""
     output: Any = model(**batch)
+    if not isinstance(output, Tensor) and not hasattr(output, "logits"):
+        raise ConfigError(
+            f"{type(model).__name__} returns {type(output).__name__}, which has no logits; expected a causal language "
+            "model with its head"
+        )
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     keep = mask[:, :-1].bool() & mask[:, 1:].bool()  # padding on the left predicts nothing

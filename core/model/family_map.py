@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,36 @@ from octavo.core.model.description import BlockDescription, ModelDescription
 _FOLDER = Path(__file__).with_name("families")
 
 
-def describe_by_map(model: nn.Module, model_type: str, config: object) -> ModelDescription | None:
+def describe_by_map(
+    model: nn.Module, model_type: str, config: object, tower: str = ""
+) -> ModelDescription | None:
     """Describe `model` by the map for `model_type`.
 
     Args:
         model: A model whose modules are named as its framework's checkpoints name them.
         model_type: The framework's name of the architecture (`config.model_type` in transformers).
         config: Its hyperparameters as attributes.
+        tower: Where in `model` the described part lies, if it is one of several: what the map calls `model.layers`
+            is then `<tower>.layers`.
 
     Returns:
-        The description, or None when no map knows `model_type`.
+        The description, or None when no map knows `model_type` in the variant that `config` asks for.
 
     Raises:
         ConfigError: the map names blocks or layers that this model does not have.
     """
-    family = _maps_by_type().get(model_type)
+    family = next((name for name in _maps_by_type().get(model_type, ()) if _fits(name, config)), None)
     if family is None:
         return None
-    table = _load(family)
+    table = _within(tower, _load(family))
     modules = dict(model.named_modules())
-    if table["blocks"] not in modules:
+    stacks = _stacks(table)
+    if any(stack["blocks"] not in modules for stack in stacks):
         return None  # a bare backbone, or another head: the caller goes by name
-    prefixes = [f"{table['blocks']}.{name}" for name, _ in modules[table["blocks"]].named_children()]
     blocks = tuple(
-        BlockDescription(prefix, table["kind"], _prefixed(prefix, table["block_roles"]))
-        for prefix in prefixes
+        BlockDescription(prefix, table["kind"], _prefixed(prefix, stack["block_roles"]))
+        for stack in stacks
+        for prefix in _children(stack["blocks"], modules)
     )
     missing = [name for block in blocks for name in block.roles.values() if name not in modules]
     if missing:
@@ -47,15 +52,15 @@ def describe_by_map(model: nn.Module, model_type: str, config: object) -> ModelD
             f"the family map {family!r} (model type {model_type!r}) names layers that this "
             f"{type(model).__name__} does not have: {listed(missing)}"
         )
+    in_all_blocks = [_named(blocks, group) for group in table.get("same_input_in_all_blocks", ())]
     return ModelDescription(
         family=family,
         blocks=blocks,
         roles={role: name for role, name in table["roles"].items() if name in modules},
-        same_input=tuple(
-            tuple(block.roles[r] for r in group) for block in blocks for group in table["same_input"]
-        ),
-        column_parallel=_named(blocks, table["column_parallel"]),
-        row_parallel=_named(blocks, table["row_parallel"]),
+        same_input=tuple(_named([block], group) for block in blocks for group in table["same_input"])
+        + tuple(in_all_blocks),
+        column_parallel=frozenset(_named(blocks, table["column_parallel"])),
+        row_parallel=frozenset(_named(blocks, table["row_parallel"])),
         hyperparameters=_hyperparameters(table["hyperparameters"], config),
     )
 
@@ -65,13 +70,40 @@ def known_model_types() -> list[str]:
     return sorted(_maps_by_type())
 
 
+def _fits(family: str, config: object) -> bool:
+    """Whether a model has the layout that the map is about, where its config chooses one of several."""
+    requires = _load(family).get("requires", {})
+    return all(getattr(config, name, None) == value for name, value in requires.items())
+
+
+def _stacks(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the parts that have blocks: encoder and decoder, or the one that the table itself describes."""
+    return list(table["stacks"].values()) if "stacks" in table else [table]
+
+
+def _within(tower: str, table: dict[str, Any]) -> dict[str, Any]:
+    """Return the table with `tower` in the place of the module that holds the blocks."""
+    if not tower:
+        return table
+    root, _, rest = table["blocks"].partition(".")
+    roles = {
+        role: f"{tower}{name.removeprefix(root)}" if name.startswith(f"{root}.") else name
+        for role, name in table["roles"].items()
+    }
+    return {**table, "blocks": f"{tower}.{rest}", "roles": roles}
+
+
+def _children(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    return [f"{name}.{child}" for child, _ in modules[name].named_children()]
+
+
 def _prefixed(prefix: str, roles: Mapping[str, str]) -> dict[str, str]:
     return {role: f"{prefix}.{path}" for role, path in roles.items()}
 
 
-def _named(blocks: Iterable[BlockDescription], roles: Iterable[str]) -> frozenset[str]:
-    wanted = set(roles)
-    return frozenset(name for block in blocks for role, name in block.roles.items() if role in wanted)
+def _named(blocks: Iterable[BlockDescription], roles: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that have these roles; a block need not have all of them."""
+    return tuple(block.roles[role] for block in blocks for role in roles if role in block.roles)
 
 
 def _hyperparameters(names: Mapping[str, str], config: object) -> dict[str, int]:
@@ -80,9 +112,12 @@ def _hyperparameters(names: Mapping[str, str], config: object) -> dict[str, int]
 
 
 @lru_cache(maxsize=1)
-def _maps_by_type() -> dict[str, str]:
-    families = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
-    return {model_type: family for family in families for model_type in _load(family)["model_types"]}
+def _maps_by_type() -> dict[str, list[str]]:
+    maps: dict[str, list[str]] = {}
+    for family in sorted(path.stem for path in _FOLDER.glob("*.yaml")):
+        for model_type in _load(family)["model_types"]:
+            maps.setdefault(model_type, []).append(family)
+    return maps
 
 
 @cache
@@ -90,8 +125,13 @@ def _load(family: str) -> dict[str, Any]:
     import yaml
 
     table: dict[str, Any] = yaml.safe_load((_FOLDER / f"{family}.yaml").read_text(encoding="utf-8"))
-    if "extends" not in table:
-        return table
-    base = _load(table.pop("extends"))
-    roles = {**base["block_roles"], **table.get("block_roles", {})}
-    return {**base, **table, "block_roles": roles}
+    return _extended(_load(table.pop("extends")), table) if "extends" in table else table
+
+
+def _extended(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the entries of `own`, tables within tables too; null removes an entry."""
+    merged = {**base, **own}
+    for key in base.keys() & own.keys():
+        if isinstance(base[key], dict) and isinstance(own[key], dict):
+            merged[key] = _extended(base[key], own[key])
+    return {key: value for key, value in merged.items() if value is not None}

@@ -24,7 +24,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 WITH_MAP = ("llama", "mistral", "qwen2", "qwen3")
-WITHOUT_MAP = ("olmo2", "gemma2", "granite")
+WITHOUT_MAP = ("exaone4", "smollm3", "seed_oss")
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 DOWN_PROJ = "model.layers.1.mlp.down_proj"
 

@@ -35,11 +35,12 @@ def test_config_names_dtype_and_architecture(tmp_path: Path) -> None:
     assert "octavo" not in (tmp_path / "config.json").read_text()
 
 
-def test_architectures_that_the_config_names_are_kept(tmp_path: Path) -> None:
-    model = tiny_model("llama", architectures=["OwnForCausalLM"])
+def test_the_architecture_is_the_models_class_as_save_pretrained_writes_it(tmp_path: Path) -> None:
+    """A classifier that began as a language model's checkpoint is read back as a classifier."""
+    model = tiny_model("llama", architectures=["LlamaForSequenceClassification"])
     write_companion_files(model, tmp_path, None, torch.float32)
 
-    assert config_of(tmp_path)["architectures"] == ["OwnForCausalLM"]
+    assert config_of(tmp_path)["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_the_models_own_config_is_not_modified(tmp_path: Path) -> None:

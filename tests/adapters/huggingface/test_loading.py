@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
-from octavo.core.errors import OctavoError, PluginError
+import octavo
+from octavo.core.errors import ConfigError, OctavoError, PluginError
 from octavo.core.plugins import plugins
 
 
@@ -83,3 +85,40 @@ def test_a_damaged_checkpoint_is_an_octavo_error_that_names_it(copied: Path, dam
 
     with pytest.raises(OctavoError, match=str(copied)):
         plugins().load_model(copied, None, False) and plugins().load_tokenizer(copied, False)
+
+
+def tiny_bert() -> BertForSequenceClassification:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**sizes, vocab_size=64, num_labels=3)).eval()
+
+
+def test_the_class_is_the_one_that_the_config_names(tmp_path: Path) -> None:
+    bert = tiny_bert()
+    bert.save_pretrained(tmp_path)
+
+    loaded, built = plugins().load_model(tmp_path, None, False), plugins().build_model(tmp_path, None, False)
+
+    assert [type(loaded), type(built)] == [BertForSequenceClassification] * 2
+    weights = bert.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "architectures", [None, [], ["BertForMaskedLM"], ["AutoTokenizer"], ["torch"], ["SomebodysModel"]]
+)
+def test_a_class_of_another_kind_is_not_looked_for(copied: Path, architectures: list[str] | None) -> None:
+    """A name that is no model class of this config's type stands for none."""
+    with_config(copied, architectures=architectures)
+
+    assert type(plugins().build_model(copied, None, False)).__name__ == "LlamaForCausalLM"
+    assert type(plugins().load_model(copied, None, False)).__name__ == "LlamaForCausalLM"
+
+
+def test_perplexity_of_a_model_without_a_language_head_is_refused(copied: Path) -> None:
+    model = plugins().load_model(with_config(copied, architectures=["LlamaModel"]), None, False)
+
+    with pytest.raises(
+        ConfigError, match=r"^LlamaModel returns BaseModelOutputWithPast, which has no logits; "
+    ):
+        octavo.perplexity(model, [{"input_ids": torch.arange(6)[None]}])

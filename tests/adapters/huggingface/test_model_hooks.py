@@ -16,6 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
     ViTConfig,
     ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
 )
 
 import octavo
@@ -35,7 +37,7 @@ def test_families_with_a_map_are_described(model_type: str) -> None:
 
 
 def test_families_without_a_map_go_by_name() -> None:
-    assert describe_model(tiny_model("olmo2")) is None
+    assert describe_model(tiny_model("exaone4")) is None
 
 
 @pytest.mark.parametrize(
@@ -58,9 +60,20 @@ def test_a_classifier_is_a_text_model_too() -> None:
     assert model(**tiny_inputs(model)).logits.shape == (1, 3)
 
 
-def test_image_models_have_no_tiny_inputs() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16))
+IMAGE_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_image_models_get_one_image_of_the_configs_size() -> None:
+    model = ViTModel(ViTConfig(**IMAGE_SIZES, image_size=(32, 48), patch_size=16, num_channels=1))
+
+    assert {name: tuple(value.shape) for name, value in tiny_inputs(model).items()} == {
+        "pixel_values": (1, 1, 32, 48)
+    }
+    assert model(**tiny_inputs(model)).last_hidden_state.shape == (1, 7, 32)
+
+
+def test_models_of_something_else_have_no_tiny_inputs() -> None:
+    model = Wav2Vec2Model(Wav2Vec2Config(**IMAGE_SIZES, conv_dim=(8,), conv_stride=(2,), conv_kernel=(2,)))
 
     assert is_transformers_model(model)
     assert tiny_inputs(model) is None

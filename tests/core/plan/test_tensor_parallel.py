@@ -76,7 +76,7 @@ def test_layers_that_are_left_out_are_not_checked() -> None:
 
 
 def test_a_family_without_a_map_cannot_be_checked() -> None:
-    model = shared_model("olmo2")
+    model = shared_model("exaone4")
 
     assert planned("FP8_DEFAULT_CFG", model, tp=2).errors == (
         "tp=2 cannot be checked: no family map says how this model is split",
