@@ -34,8 +34,11 @@ def plugin_info() -> PluginInfo:
 
 @hookimpl
 def quantized_classes() -> Mapping[str, str]:
-    """Return the quantized classes of transformers' own layers."""
-    return {"transformers.pytorch_utils:Conv1D": "octavo.adapters.huggingface.conv1d:QuantConv1D"}
+    """Return the quantized classes of transformers' own linear layers."""
+    return {
+        "transformers.pytorch_utils:Conv1D": "octavo.adapters.huggingface.conv1d:QuantConv1D",
+        "transformers.models.falcon.modeling_falcon:FalconLinear": "octavo.adapters.huggingface.falcon:QuantFalconLinear",
+    }
 
 
 @hookimpl
@@ -61,13 +64,6 @@ def tiny_inputs(model: nn.Module) -> Mapping[str, Any] | None:
     from octavo.adapters.huggingface.inputs import smallest_inputs
 
     return smallest_inputs(model)
-
-
-@hookimpl
-def quantized_classes() -> Mapping[str, str]:
-    """Return the classes for transformers' own layers."""
-    falcon = "transformers.models.falcon.modeling_falcon:FalconLinear"
-    return {falcon: "octavo.adapters.huggingface.falcon:QuantFalconLinear"}
 
 
 @hookimpl
