@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.formats import QuantSpec
+from octavo.core.model.export_report import ExportReport
 from octavo.core.packed import PackedTensor
 
 
@@ -89,6 +90,9 @@ class Exporter(Protocol):
     name: str
     dialect: Dialect
 
+    def dialect_for(self, target: str) -> Dialect:
+        """Return the numbers that the engine `target` computes with exactly."""
+
     def detect(self, directory: Path) -> bool:
         """Whether `directory` holds a checkpoint of this format."""
 
@@ -98,11 +102,14 @@ class Exporter(Protocol):
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""
 
+    def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
+        """Say whether `target` loads a weight [out, in] of this format, which it joins with others or not."""
+
     def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
         """Say whether the engine `target` quantizes keys and values in this format."""
 
     def serves_mixture(self, target: str, layers: Collection[LayerFormat]) -> Verdict:
         """Say whether the engine `target` loads a checkpoint whose layers have all of these formats."""
 
-    def export(self, model: nn.Module, export_dir: Path, **options: Any) -> Any:
+    def export(self, model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
         """Write `model` to `export_dir`."""

@@ -8,8 +8,9 @@ from torch import nn
 
 from octavo.core.errors import listed
 from octavo.core.formats import PerTensor, QuantSpec
+from octavo.core.model.serving import active_specs
 from octavo.core.plugins import plugins
-from octavo.exporters.unified_hf.inspection import ExportableModel, active_specs
+from octavo.exporters.unified_hf.inspection import ExportableModel
 from octavo.exporters.unified_hf.targets import is_read_by_an_engine
 
 

@@ -10,6 +10,7 @@ from octavo.core.calibration.max import uncalibrated
 from octavo.core.errors import ExportError, ModeError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat
+from octavo.core.model.serving import active_specs
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantAttention, QuantModule, quantized_layers
 from octavo.exporters.unified_hf.caches import CACHES, cache_name
@@ -61,15 +62,6 @@ def inspect_model(model: nn.Module) -> ExportableModel:
     if not layers and kv is None:
         raise ExportError("no quantizer is on that a checkpoint stores; save_pretrained writes a plain model")
     return ExportableModel(layers, attention, kv)
-
-
-def active_specs(layer: QuantModule) -> dict[str, list[QuantSpec]]:
-    """Return the formats of each quantizer of a layer that is on."""
-    specs = {
-        name: [stage.spec for stage in quantizer.stages() if stage.enabled and stage.spec is not None]
-        for name, quantizer in layer.quantizers().items()
-    }
-    return {name: chain for name, chain in specs.items() if chain}
 
 
 def _check_history(model: nn.Module) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.core.calibration.finalize import finalized, finalized_for
+from octavo.core.calibration.finalize import finalized, finalized_for, target_differences
 from octavo.core.console import say
 from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.export_report import ExportReport
 from octavo.core.model.module_names import module_names
+from octavo.core.model.serving import model_serving
 from octavo.core.model.shard_reader import read_json, write_manifest
 from octavo.core.model.shards import SafetensorsWriter, verify_shards
 from octavo.core.modules import QuantModule, tensor_quantizers
@@ -30,24 +31,7 @@ from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.export_warnings import export_warnings
 from octavo.exporters.unified_hf.inspection import ExportableModel, inspect_model
 from octavo.exporters.unified_hf.metadata import flat_metadata, nested_metadata
-from octavo.exporters.unified_hf.spelling import spell
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written.
-
-    Attributes:
-        directory: The checkpoint.
-        num_tensors: Number of tensors in its shards.
-        num_bytes: Bytes of these tensors.
-        warnings: What the checkpoint does not hold, or nobody reads.
-    """
-
-    directory: Path
-    num_tensors: int
-    num_bytes: int
-    warnings: tuple[str, ...]
+from octavo.exporters.unified_hf.spelling import is_square, spell
 
 
 def export_hf_checkpoint(
@@ -58,8 +42,12 @@ def export_hf_checkpoint(
     overwrite: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     quiet: bool = False,
+    target: str | None = None,
 ) -> ExportReport:
     """Write a quantized model as a unified Hugging Face checkpoint, byte for byte as ModelOpt 0.47 would.
+
+    With a target, what that engine loads is written, in the dialect it loads it from, and the report lists how
+    that differs from the peer's bytes.
 
     The model is finalized for the dialect while it is written and is as it was afterwards. The folder appears
     whole or not at all; every tensor is read back before.
@@ -73,42 +61,56 @@ def export_hf_checkpoint(
         overwrite: Replace a folder that is not empty.
         max_shard_bytes: Start a new shard rather than exceed this.
         quiet: Print no warnings; they are in the report.
+        target: Engine that will serve the checkpoint: `vllm`, `sglang`, `trtllm` or `transformers`.
 
     Raises:
+        ConfigError: the target is unknown.
         ModeError: the model is not quantized.
-        ExportError: a quantizer was never calibrated, a format has no place in this dialect, the model was read
-            from a quantized checkpoint, or the folder cannot be written.
+        ExportError: a quantizer was never calibrated, a format has no place in this dialect, the target refuses
+            it, the model was read from a quantized checkpoint, or the folder cannot be written.
     """
     if export_dir is None:
         raise ExportError("export_dir is missing: give the folder to write the checkpoint to")
     if dtype is not None and not dtype.is_floating_point:
         raise ExportError(f"dtype is that of the tensors that are not quantized, a float one; found {dtype}")
+    served = None if target is None else model_serving(model, target)
+    if served is not None and served.exporter != UnifiedHfDialect.name:
+        options = {"dtype": dtype, "tokenizer": tokenizer, "overwrite": overwrite, "quiet": quiet}
+        options |= {"target": target, "max_shard_bytes": max_shard_bytes}
+        return plugins().exporter(served.exporter).export(model, Path(export_dir), **options)
     parts = inspect_model(model)
-    warnings = tuple(export_warnings(model, parts))
+    warnings = (*export_warnings(model, parts), *(served.sentences("unknown") if served else ()))
     with atomic_folder(Path(export_dir), overwrite) as folder:
         plugins().write_companions(model, folder, tokenizer, dtype or _dtype_of(model))
         writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes), 0
-        with _finalized(model):
+        with _finalized(model, target):
             names = _checkpoint_names(model)
             modules = module_names(names)
             _write_metadata(model, parts, modules, folder)
-            for name, tensor in chain(_tensors(model, parts, names, dtype), _cache_scales(parts, modules)):
+            for name, tensor in chain(
+                _tensors(model, parts, names, dtype, target is None), _cache_scales(parts, modules)
+            ):
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
+            differences = target_differences(model) + (_four_dim_scales(parts) if target else ())
         manifest = writer.finish()
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
     for warning in warnings:
         say(f"warning: {warning}", quiet)
-    return ExportReport(Path(export_dir), len(manifest), num_bytes, warnings)
+    for difference in differences:
+        say(f"for {target}: {difference}", quiet)
+    return ExportReport(
+        Path(export_dir), len(manifest), num_bytes, warnings, UnifiedHfDialect.name, differences
+    )
 
 
-def _finalized(model: nn.Module) -> AbstractContextManager[None]:
-    dialect = UnifiedHfDialect()
+def _finalized(model: nn.Module, target: str | None) -> AbstractContextManager[None]:
+    name = UnifiedHfDialect(target).name
     other = finalized_for(model)
-    if other not in (None, dialect.name):
+    if other not in (None, name):
         raise ExportError(f"the model is finalized for {other}; call octavo.unfinalize(model) first")
-    return nullcontext() if other == dialect.name else finalized(model, dialect)
+    return nullcontext() if other == name else finalized(model, UnifiedHfDialect.name, target)
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
@@ -123,7 +125,7 @@ def _checkpoint_names(model: nn.Module) -> Mapping[str, str]:
 
 
 def _tensors(
-    model: nn.Module, parts: ExportableModel, names: Mapping[str, str], dtype: torch.dtype | None
+    model: nn.Module, parts: ExportableModel, names: Mapping[str, str], dtype: torch.dtype | None, peer: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor but the cache's scales, block by block; tied ones once, under their first name."""
     source = InMemoryBlocks(model, plugins().describe_model(model))
@@ -138,18 +140,17 @@ def _tensors(
                 layer_name, _, own_name = name.rpartition(".")
                 base = names[name].removesuffix(f".{own_name}")
                 if own_name == "weight" and layer_name in parts.layers:
-                    yield from _layer_tensors(base, parts.layers[layer_name][0])
+                    yield from _layer_tensors(base, parts.layers[layer_name][0], peer)
                 else:
                     value = values[name].detach()
                     yield names[name], value.to(dtype) if dtype and value.is_floating_point() else value
 
 
-def _layer_tensors(base: str, layer: QuantModule) -> Iterator[tuple[str, Tensor]]:
+def _layer_tensors(base: str, layer: QuantModule, peer: bool) -> Iterator[tuple[str, Tensor]]:
     (stage,) = layer.quantizers()["weight_quantizer"].stages()
     weight = layer.quantized_weights()["weight_quantizer"].detach()
-    for suffix, tensor in spell(
-        PackedTensor.pack(weight, stage.state_tensors(), _weight_spec(layer))
-    ).items():
+    packed = PackedTensor.pack(weight, stage.state_tensors(), _weight_spec(layer))
+    for suffix, tensor in spell(packed, peer).items():
         yield f"{base}.{suffix}", tensor
     scale = _scale(layer, "input_quantizer")
     if scale is not None:
@@ -190,6 +191,19 @@ def _write_metadata(
         ("hf_quant_config.json", nested_metadata(layers, parts.kv, exclude)),
     ):
         (folder / file).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
+
+
+def _four_dim_scales(parts: ExportableModel) -> tuple[str, ...]:
+    """Return a sentence for each weight that is a single square block."""
+    return tuple(
+        f"{name}.weight_scale: shape [1, 1, 1, 1] instead of []"
+        for name, (layer, _) in parts.layers.items()
+        if is_square(_weight_spec(layer))
+        and set(
+            _weight_spec(layer).granularity.scale_shape(layer.quantized_weights()["weight_quantizer"].shape)
+        )
+        == {1}
+    )
 
 
 def _weight_spec(layer: QuantModule) -> QuantSpec:

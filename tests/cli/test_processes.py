@@ -39,7 +39,14 @@ def test_the_same_command_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (
         first
         == second
-        == {"directory": "out", "num_tensors": 162, "num_bytes": first["num_bytes"], "warnings": []}
+        == {
+            "directory": "out",
+            "num_tensors": 162,
+            "num_bytes": first["num_bytes"],
+            "warnings": [],
+            "exporter": "unified_hf",
+            "differences": [],
+        }
     )
     assert digests(tmp_path / "0") == digests(tmp_path / "1")
     assert "out/model.safetensors" in digests(tmp_path / "0")

@@ -16,7 +16,7 @@ from octavo.core.errors import ConfigError
 VERDICTS = {
     "FP8_DEFAULT_CFG": "lll",
     "FP8_PER_CHANNEL_PER_TOKEN_CFG": "lr?",
-    "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG": "lr?",
+    "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG": "rr?",  # keys have 64 rows here: test_target_shapes.py
     "NVFP4_DEFAULT_CFG": "lll",
     "NVFP4_MLP_ONLY_CFG": "lll",
     "W4A16_NVFP4_CFG": "ll?",
