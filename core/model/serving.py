@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from octavo.core.errors import ExportError
+from octavo.core.calibration.max import uncalibrated
+from octavo.core.errors import ExportError, ModeError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.fused import fused_groups
 from octavo.core.model.targets import ServedLayer, Serving, best_serving
+from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, quantized_layers
 from octavo.core.plugins import plugins
 
@@ -21,13 +23,37 @@ def active_specs(layer: QuantModule) -> dict[str, list[QuantSpec]]:
     return {name: chain for name, chain in specs.items() if chain}
 
 
+def check_exportable(model: nn.Module) -> None:
+    """Refuse a model that no checkpoint can be made of.
+
+    Raises:
+        ModeError: it is not quantized.
+        ExportError: a static quantizer was never calibrated, or it was itself read from a quantized checkpoint.
+    """
+    record = last_record(model, "quantize")
+    if record is None:
+        raise ModeError("the model is not quantized; call octavo.quantize first")
+    if "checkpoint" in record.config:
+        raise ExportError(
+            f"the model was read from {record.config['checkpoint']} and its weights are dequantized; copy that "
+            "checkpoint, or quantize the original model again"
+        )
+    waiting = [name for name, _ in uncalibrated(model)]
+    if waiting:
+        raise ExportError(
+            f"{len(waiting)} quantizers were never calibrated: {listed(waiting)}; run octavo.calibrate with data first"
+        )
+
+
 def model_serving(model: nn.Module, target: str) -> Serving:
     """Return from which exporter's checkpoint of `model` the engine `target` loads it.
 
     Raises:
         ConfigError: the target is unknown.
+        ModeError, ExportError: as in `check_exportable`.
         ExportError: it loads none; formats, evidence and layers are named.
     """
+    check_exportable(model)
     fused = {name for group in fused_groups(plugins().describe_model(model)) for name in group}
     layers = {}
     for name, layer in quantized_layers(model):

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from octavo.core.calibration.max import uncalibrated
-from octavo.core.errors import ExportError, ModeError, listed
+from octavo.core.errors import ExportError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat
-from octavo.core.model.serving import active_specs
-from octavo.core.modes.record import last_record
+from octavo.core.model.serving import active_specs, check_exportable
 from octavo.core.modules import QuantAttention, QuantModule, quantized_layers
 from octavo.exporters.unified_hf.caches import CACHES, cache_name
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_for, schemes
@@ -40,7 +38,7 @@ def inspect_model(model: nn.Module) -> ExportableModel:
         ExportError: a static quantizer was never calibrated, a layer has no place in this dialect, nothing is
             quantized, or the model was itself read from a quantized checkpoint. The layers are named.
     """
-    _check_history(model)
+    check_exportable(model)
     layers, attention, problems = {}, {}, []
     for name, layer in quantized_layers(model):
         if not active_specs(layer):
@@ -62,22 +60,6 @@ def inspect_model(model: nn.Module) -> ExportableModel:
     if not layers and kv is None:
         raise ExportError("no quantizer is on that a checkpoint stores; save_pretrained writes a plain model")
     return ExportableModel(layers, attention, kv)
-
-
-def _check_history(model: nn.Module) -> None:
-    record = last_record(model, "quantize")
-    if record is None:
-        raise ModeError("the model is not quantized; call octavo.quantize first")
-    if "checkpoint" in record.config:
-        raise ExportError(
-            f"the model was read from {record.config['checkpoint']} and its weights are dequantized; copy that "
-            "checkpoint, or quantize the original model again"
-        )
-    waiting = [name for name, _ in uncalibrated(model)]
-    if waiting:
-        raise ExportError(
-            f"{len(waiting)} quantizers were never calibrated: {listed(waiting)}; run octavo.calibrate with data first"
-        )
 
 
 def _check_int4_rows(layers: dict[str, tuple[QuantModule, Scheme]]) -> None:
