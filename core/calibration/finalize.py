@@ -174,6 +174,7 @@ def _dialects(dialect: Dialect | str, target: str | None) -> tuple[Dialect, Dial
 def _apply(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:
     _respecify_weights(model, dialect)
     _share_scales(model, dialect, groups)
+    _fit_weight_scales(model, dialect)
     _recover_activations(model, dialect)
 
 
@@ -188,6 +189,14 @@ def _share_scales(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[
     layers = dict(quantized_layers(model))
     for group in groups:
         _share(dialect, [layers[name] for name in group if name in layers])
+
+
+def _fit_weight_scales(model: nn.Module, dialect: Dialect) -> None:
+    for _, layer in quantized_layers(model):
+        quantizer = _stage(layer, "weight_quantizer")
+        if quantizer is not None and quantizer.spec is not None and _has_state(quantizer):
+            dtype = layer.quantized_weights()["weight_quantizer"].dtype
+            quantizer.set_state(**dialect.weight_state(quantizer.spec, quantizer.named_state(), dtype))
 
 
 def _recover_activations(model: nn.Module, dialect: Dialect) -> None:

@@ -75,6 +75,11 @@ class Dialect(Protocol):
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
         """Return the format in which the dialect stores a weight that was calibrated as `weight`."""
 
+    def weight_state(
+        self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Return the state whose scales the dialect can store, for a weight of `dtype` in the stored format."""
+
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return which state tensors the weights of layers with a common input share, by their maximum."""
 

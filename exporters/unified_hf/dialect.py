@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
@@ -35,6 +36,12 @@ class UnifiedHfDialect:
         """
         scheme = scheme_for(LayerFormat(weight, inputs))
         return weight if scheme is None else scheme.stored_weight(weight)
+
+    def weight_state(
+        self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Return `state`: scales are stored in fp32."""
+        return state
 
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return what the weights of layers with a common input share.

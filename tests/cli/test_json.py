@@ -78,7 +78,9 @@ def test_plan(octavo_command: Run) -> None:
 
 
 def test_a_plan_that_refuses_is_still_one_document(octavo_command: Run) -> None:
-    done = octavo_command("plan", MODEL, "--preset", "FP8_DEFAULT_CFG", "--target", "transformers", "--json")
+    done = octavo_command(
+        "plan", MODEL, "--preset", "NVFP4_DEFAULT_CFG", "--target", "transformers", "--json"
+    )
 
     assert (done.code, done.err) == (3, "")
     assert len(done.json["errors"]) == 1
