@@ -35,9 +35,10 @@ def plugin_info() -> PluginInfo:
 @hookimpl
 def quantized_classes() -> Mapping[str, str]:
     """Return the quantized classes of transformers' own linear layers."""
+    falcon = "transformers.models.falcon.modeling_falcon:FalconLinear"
     return {
         "transformers.pytorch_utils:Conv1D": "octavo.adapters.huggingface.conv1d:QuantConv1D",
-        "transformers.models.falcon.modeling_falcon:FalconLinear": "octavo.adapters.huggingface.falcon:QuantFalconLinear",
+        falcon: "octavo.adapters.huggingface.falcon:QuantFalconLinear",
     }
 
 

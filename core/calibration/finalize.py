@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from octavo.core.calibration.differences import Numbers, differences
 from octavo.core.calibration.fold_mode import check_not_folded
-from octavo.core.errors import ModeError
+from octavo.core.errors import ConfigError, ModeError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Dialect
+from octavo.core.model.targets import check_target
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, quantized_layers, tensor_quantizers
 from octavo.core.plugins import plugins
@@ -44,10 +46,11 @@ class _Before:
 
 @dataclass(frozen=True)
 class _Finalization:
-    """What was done to a model, and for which dialect."""
+    """What was done to a model, for which dialect, and how that differs from the dialect without a target."""
 
     dialect: str
     quantizers: list[_Before]
+    differences: tuple[str, ...] = ()
 
     def undo(self) -> None:
         """Put every quantizer back."""
@@ -59,37 +62,51 @@ class _Finalization:
 
 
 @torch.no_grad()
-def finalize(model: nn.Module, dialect: Dialect | str) -> None:
+def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None) -> tuple[str, ...]:
     """Change the model's quantizers to the numbers of `dialect`; `unfinalize` puts them back.
 
     Args:
         model: A quantized model.
         dialect: The dialect, or the name of the exporter that writes it (`unified_hf`).
+        target: Engine that will serve the checkpoint: the numbers are then those that it computes with, such as
+            one scale for q, k and v where it keeps one. None: those of the peer's bytes.
+
+    Returns:
+        A sentence for each quantizer whose numbers the target changes; none without a target.
 
     Raises:
         ModeError: the model is not quantized, is finalized already, or its weights are folded.
         PluginError: no exporter has that name.
+        ConfigError: the target is unknown, or given with a dialect that is not an exporter's name.
     """
-    if isinstance(dialect, str):
-        dialect = plugins().exporter(dialect).dialect
+    dialect, peer = _dialects(dialect, target)
     record = last_record(model, "quantize")
     if record is None:
         raise ModeError("the model is not quantized; call octavo.quantize first")
     check_not_folded(model, "finalize it")
     if (other := finalized_for(model)) is not None:
         raise ModeError(f"the model is finalized for {other} already; call octavo.unfinalize(model) first")
-    quantizers = [quantizer for _, quantizer in tensor_quantizers(model) if quantizer.spec is not None]
-    finalization = _Finalization(dialect.name, [_Before.of(quantizer) for quantizer in quantizers])
+    quantizers = {
+        name: quantizer for name, quantizer in tensor_quantizers(model) if quantizer.spec is not None
+    }
+    before = [_Before.of(quantizer) for quantizer in quantizers.values()]
+    undoing = _Finalization(dialect.name, before)
+    found: tuple[str, ...] = ()
     try:
-        model.__dict__[_FINALIZATION] = finalization
-        _turn_off(model, dialect)
-        _respecify_weights(model, dialect)
-        _share_scales(model, dialect, record.state["same_input"])
-        _recover_activations(model, dialect)
+        if peer is not None:
+            _apply(model, peer, record.state["same_input"])
+            peers = {name: Numbers.of(quantizer) for name, quantizer in quantizers.items()}
+            undoing.undo()
+        _apply(model, dialect, record.state["same_input"])
+        if peer is not None:
+            ours = {name: Numbers.of(quantizer) for name, quantizer in quantizers.items()}
+            found = tuple(differences(peers, ours))
+        model.__dict__[_FINALIZATION] = _Finalization(dialect.name, before, found)
     except BaseException:
-        finalization.undo()
+        undoing.undo()
         forget_finalization(model)
         raise
+    return found
 
 
 def unfinalize(model: nn.Module) -> None:
@@ -110,6 +127,12 @@ def finalized_for(model: nn.Module) -> str | None:
     return None if record is None else record.dialect
 
 
+def target_differences(model: nn.Module) -> tuple[str, ...]:
+    """Return what `finalize` returned for this model; nothing when it is not finalized."""
+    record: _Finalization | None = model.__dict__.get(_FINALIZATION)
+    return () if record is None else record.differences
+
+
 def check_not_finalized(model: nn.Module, doing: str) -> None:
     """Refuse what cannot be done while formats and scales are a dialect's.
 
@@ -128,13 +151,36 @@ def forget_finalization(model: nn.Module) -> None:
 
 
 @contextmanager
-def finalized(model: nn.Module, dialect: Dialect | str) -> Iterator[None]:
+def finalized(model: nn.Module, dialect: Dialect | str, target: str | None = None) -> Iterator[None]:
     """Finalize the model for the time of a context."""
-    finalize(model, dialect)
+    finalize(model, dialect, target)
     try:
         yield
     finally:
         unfinalize(model)
+
+
+def _dialects(dialect: Dialect | str, target: str | None) -> tuple[Dialect, Dialect | None]:
+    """Return the dialect to apply and, with a target, the one without it."""
+    if isinstance(dialect, str):
+        exporter = plugins().exporter(dialect)
+        if target is None:
+            return exporter.dialect, None
+        check_target(target)
+        return exporter.dialect_for(target), exporter.dialect
+    if target is not None:
+        raise ConfigError(
+            f"target={target!r} needs the name of an exporter, found the dialect {dialect.name}"
+        )
+    return dialect, None
+
+
+def _apply(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:
+    _turn_off(model, dialect)
+    _respecify_weights(model, dialect)
+    _share_scales(model, dialect, groups)
+    _fit_weight_scales(model, dialect)
+    _recover_activations(model, dialect)
 
 
 def _turn_off(model: nn.Module, dialect: Dialect) -> None:
@@ -160,6 +206,15 @@ def _share_scales(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[
     layers = dict(quantized_layers(model))
     for group in groups:
         _share(dialect, [layers[name] for name in group if name in layers])
+
+
+def _fit_weight_scales(model: nn.Module, dialect: Dialect) -> None:
+    for _, layer in quantized_layers(model):
+        for name, weight in layer.quantized_weights().items():
+            quantizer = _stage(layer, name)
+            if quantizer is not None and quantizer.spec is not None and _has_state(quantizer):
+                spec, state = quantizer.spec.unstacked(), quantizer.named_state()
+                quantizer.set_state(**dialect.weight_state(spec, state, weight.dtype))
 
 
 def _recover_activations(model: nn.Module, dialect: Dialect) -> None:

@@ -28,6 +28,8 @@ def quantize(
     config: str | Mapping[str, Any],
     forward_loop: ForwardLoop | None = None,
     quiet: bool = False,
+    target: str | None = None,
+    tp: int = 1,
 ) -> nn.Module:
     """Quantize a model in simulation, in place: plan, attach quantizers, calibrate.
 
@@ -40,6 +42,8 @@ def quantize(
         forward_loop: Calibration data: a callable that takes the model and runs it, a dataloader, or a list of
             tensors or dicts. Needed where activations have static scales.
         quiet: Print nothing.
+        target: Engine that will serve the checkpoint; what it cannot load is refused before any work.
+        tp: Tensor-parallel size it will be served with.
 
     Returns:
         `model`.
@@ -51,7 +55,7 @@ def quantize(
         CalibrationError: calibration yields nothing usable.
         ModeError: the model is quantized already.
     """
-    made = plan(model, config)
+    made = plan(model, config, target, tp)
     algorithms = algorithms_of(made.config["algorithm"])
     made.check()
     check_device(model)

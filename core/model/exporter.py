@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.formats import QuantSpec
+from octavo.core.model.export_report import ExportReport
 from octavo.core.modules import QuantModule
 from octavo.core.packed import PackedTensor
 
@@ -75,6 +76,11 @@ class Dialect(Protocol):
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
         """Return the format in which the dialect stores a weight that was calibrated as `weight`."""
 
+    def weight_state(
+        self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Return the state whose scales the dialect can store, for a weight of `dtype` in the stored format."""
+
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return which state tensors the weights of layers with a common input share, by their maximum."""
 
@@ -100,6 +106,9 @@ class Exporter(Protocol):
     quant_method: str
     dialect: Dialect
 
+    def dialect_for(self, target: str) -> Dialect:
+        """Return the numbers that the engine `target` computes with exactly."""
+
     def detect(self, directory: Path) -> bool:
         """Whether `directory` holds a checkpoint of this format."""
 
@@ -109,11 +118,14 @@ class Exporter(Protocol):
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""
 
+    def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
+        """Say whether `target` loads a weight [out, in] of this format, which it joins with others or not."""
+
     def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
         """Say whether the engine `target` quantizes keys and values in this format."""
 
     def serves_mixture(self, target: str, layers: Collection[LayerFormat]) -> Verdict:
         """Say whether the engine `target` loads a checkpoint whose layers have all of these formats."""
 
-    def export(self, model: nn.Module, export_dir: Path, **options: Any) -> Any:
+    def export(self, model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
         """Write `model` to `export_dir`."""

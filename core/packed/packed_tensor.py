@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,19 @@ class PackedTensor:
         """Return the values, in `dtype` or the original one."""
         parts = Quantized(self.payload, self.scale, self.global_scale)
         return ops.dequantize(parts, self.spec, self.shape, dtype or self.dtype)
+
+    def row_segment(self, segment: int, num_segments: int) -> PackedTensor | None:
+        """Return one of equal segments along the first dim, as views; None where a block would be cut.
+
+        Scales of the whole tensor, and a block that spans all rows, belong to every segment.
+        """
+        rows = self.shape[0] // num_segments
+        scale_rows = self.scale.shape[0] if self.scale.dim() else 1
+        if self.shape[0] % num_segments or (scale_rows > 1 and scale_rows % num_segments):
+            return None
+        scale = self.scale if scale_rows == 1 else self.scale.chunk(num_segments)[segment]
+        payload = self.payload.chunk(num_segments)[segment]
+        return replace(self, payload=payload, scale=scale, shape=(rows, *self.shape[1:]))
 
     @property
     def num_bytes(self) -> int:

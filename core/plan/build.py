@@ -56,7 +56,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
     quantized = [layer for layer in layers if layer.is_quantized]
     description = plugins().describe_model(model)
     groups, notes = _groups(model, quantized, description)
-    target_errors, target_warnings = target_problems(quantized, target)
+    exporter, target_errors, target_warnings = target_problems(layers, description, target, tp)
     errors = [
         *algorithm_errors,
         *empty_problems(layers, unmatched, attention, reasons),
@@ -76,7 +76,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
         *target_warnings,
     ]
     tensors = tuple(plan_tensors(model, layers, reasons))
-    return Plan(loaded, tensors, tuple(layers), groups, tuple(errors), tuple(warnings))
+    return Plan(loaded, tensors, tuple(layers), groups, tuple(errors), tuple(warnings), exporter)
 
 
 def _with_algorithm(

@@ -57,6 +57,7 @@ class Plan:
         groups: Layers that read the same tensor, so that their scales can be shared.
         errors: What makes `quantize` refuse.
         warnings: What it would go ahead with, and the user should know.
+        exporter: The exporter whose checkpoints the target loads, or None without a target or when it refuses.
     """
 
     config: Config
@@ -65,6 +66,7 @@ class Plan:
     groups: Groups
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
+    exporter: str | None = None
 
     @property
     def coverage(self) -> float:
@@ -129,6 +131,7 @@ class Plan:
                 name: [spec.to_json() for spec in specs] for name, specs in self.other_quantizers().items()
             },
             "groups": [list(group) for group in self.groups],
+            "exporter": self.exporter,
             "errors": list(self.errors),
             "warnings": list(self.warnings),
         }

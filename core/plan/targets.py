@@ -1,92 +1,116 @@
-"""Targets: whether the engine that will serve a checkpoint loads its formats, as exporters know it."""
+"""Whether the engine that will serve a checkpoint loads what a plan would make."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-from octavo.core.errors import ConfigError, listed, nearest
+from octavo.core.errors import listed
 from octavo.core.formats import QuantSpec
-from octavo.core.model.exporter import Exporter, LayerFormat, Verdict
-from octavo.core.modules import QuantConvolution, QuantEmbedding
+from octavo.core.model.description import ModelDescription
+from octavo.core.model.fused import fused_groups
+from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
 from octavo.core.plan.settings import LayerSetting
-from octavo.core.plugins import plugins
-
-TARGETS = ("vllm", "sglang", "trtllm", "transformers")
-_BEST_FIRST = ("loads", "unknown", "refused")
 
 
-def target_problems(layers: Iterable[LayerSetting], target: str | None) -> tuple[list[str], list[str]]:
-    """Return (errors, warnings) about serving these layers with `target`; None serves anything.
+def target_problems(
+    layers: Sequence[LayerSetting], description: ModelDescription | None, target: str | None, tp: int
+) -> tuple[str | None, list[str], list[str]]:
+    """Return (exporter, errors, warnings) about serving these layers with `target`; None serves anything.
+
+    Args:
+        layers: Every layer that can be quantized.
+        description: The model's family map, or None.
+        target: The engine.
+        tp: Its tensor-parallel size.
 
     Raises:
         ConfigError: the target is unknown.
     """
     if target is None:
-        return [], []
-    if target not in TARGETS:
-        raise ConfigError(
-            f"unknown target {target!r}; known: {', '.join(TARGETS)}.{nearest(target, TARGETS)}"
-        )
-    errors, warnings = [], []
-    for what, verdict, names in _verdicts(layers, target):
-        text = f"{target} and {what}: {verdict.status} ({verdict.evidence}); layers {listed(names, 3)}"
-        if verdict.status == "refused":
-            errors.append(text)
-        elif verdict.status == "unknown":
-            warnings.append(text)
-    return errors, warnings
+        return None, [], []
+    served = best_serving(_served_layers(layers, description, tp), target)
+    unlike = list(_unlike_layers(layers, description, target))
+    errors = served.sentences("refused") + [text for status, text in unlike if status == "refused"]
+    warnings = served.sentences("unknown") + [text for status, text in unlike if status == "unknown"]
+    return _exporter_of(served), errors, warnings
 
 
-def _verdicts(layers: Iterable[LayerSetting], target: str) -> Iterator[tuple[str, Verdict, list[str]]]:
-    """Yield (format, verdict, layers) for every format of these layers, and for all of them in one checkpoint."""
-    formats: dict[LayerFormat, list[str]] = {}
-    caches: dict[QuantSpec, list[str]] = {}
+def _exporter_of(served: Serving) -> str | None:
+    return None if served.status == "refused" else served.exporter or None
+
+
+def _served_layers(
+    layers: Sequence[LayerSetting], description: ModelDescription | None, tp: int
+) -> dict[str, ServedLayer]:
+    fused = {name for group in fused_groups(description) for name in group}
+    served: dict[str, ServedLayer] = {}
     for layer in layers:
-        chains = {name: [stage.spec for stage in stages] for name, stages in layer.quantizers.items()}
-        for (
-            slot
-        ) in layer.site.quantized.weight_slots():  # norms and poolings have none, and checkpoints no place
-            weight, inputs = chains.get(slot.quantizer, []), chains.get(slot.inputs, [])
-            if (refusal := _refusal(layer, weight, inputs)) is not None:
-                yield *refusal, [layer.site.name]
-            elif weight:
-                layer_format = LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None)
-                formats.setdefault(layer_format, []).append(layer.site.name)
-        for spec in {*chains.get("k_bmm_quantizer", []), *chains.get("v_bmm_quantizer", [])}:
-            caches.setdefault(spec, []).append(layer.site.name)
-    for layer_format, names in formats.items():
-        what = f"weights {layer_format.weight}, inputs {layer_format.inputs}"
-        yield what, _best(exporter.serves(target, layer_format) for exporter in _exporters()), names
-    for cache, names in caches.items():
-        what = f"keys and values {cache}"
-        yield what, _best(exporter.serves_cache(target, cache) for exporter in _exporters()), names
-    if len(formats) > 1:
-        names = [name for group in formats.values() for name in group]
-        verdict = _best(exporter.serves_mixture(target, formats) for exporter in _exporters())
-        yield f"{len(formats)} formats in one checkpoint", verdict, names
+        if layer.is_quantized:
+            name, quantized = layer.site.name, layer.site.quantized
+            shapes = {
+                slot.quantizer: _rank_shape(layer, slot.quantizer, description, tp)
+                for slot in quantized.weight_slots()
+            }
+            served |= served_parts(name, quantized, _chains(layer), shapes, name in fused)
+    return served
 
 
-def _refusal(
-    layer: LayerSetting, weight: Sequence[QuantSpec], inputs: Sequence[QuantSpec]
-) -> tuple[str, Verdict] | None:
-    """Return what no engine's checkpoint stores of a layer, and why."""
-    if weight and issubclass(layer.site.quantized, (QuantConvolution, QuantEmbedding)):
-        what = f"{type(layer.site.layer).__name__} weights {_shown(weight)}"
-        return what, Verdict("refused", "checkpoints store quantized linear layers only")
-    if (weight or inputs) and (len(weight) != 1 or len(inputs) > 1):
-        what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
-        return what, Verdict("refused", "checkpoints store one format of a weight, and one of its input")
-    return None
+def _chains(layer: LayerSetting) -> dict[str, tuple[QuantSpec, ...]]:
+    return {name: tuple(stage.spec for stage in stages) for name, stages in layer.quantizers.items()}
 
 
-def _shown(chain: Sequence[QuantSpec]) -> str:
-    return " then ".join(map(str, chain)) or "None"
+def _rank_shape(
+    layer: LayerSetting, quantizer: str, description: ModelDescription | None, tp: int
+) -> tuple[int, ...] | None:
+    """Return the shape of the part of a weight matrix that one of `tp` ranks holds."""
+    shape = layer.site.quantized.quantizer_shape(layer.site.layer, quantizer)
+    if quantizer not in layer.quantizers or shape is None or len(shape) != 2:
+        return None
+    rows, columns = shape
+    if description is not None and layer.site.name in description.column_parallel:
+        return rows // tp, columns
+    if description is not None and layer.site.name in description.row_parallel:
+        return rows, columns // tp
+    return shape
 
 
-def _exporters() -> list[Exporter]:
-    return [plugins().exporter(name) for name in plugins().exporter_names()]
+def _unlike_layers(
+    layers: Sequence[LayerSetting], description: ModelDescription | None, target: str
+) -> Iterator[tuple[str, str]]:
+    """Yield (status, sentence) for each group that the engine joins and whose layers differ in format."""
+    by_name = {layer.site.name: layer for layer in layers}
+    verdict = _engines()["unlike_layers"][target]
+    for group in fused_groups(description):
+        known = [by_name[name] for name in group if name in by_name]
+        kinds: dict[str, list[str]] = {}
+        for layer in known:
+            kinds.setdefault(_kind(layer), []).append(layer.site.name)
+        if len(kinds) > 1:
+            found = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items())
+            yield (
+                verdict["status"],
+                (
+                    f"{target} joins {', '.join(group)} into one layer, which needs one format: {verdict['status']} "
+                    f"({verdict['evidence']}); found {found}"
+                ),
+            )
 
 
-def _best(verdicts: Iterable[Verdict]) -> Verdict:
-    nobody = Verdict("unknown", "no plugin that is loaded has an exporter")
-    return min(verdicts, key=lambda verdict: _BEST_FIRST.index(verdict.status), default=nobody)
+def _kind(layer: LayerSetting) -> str:
+    chains = _chains(layer)
+    parts = {"weights": chains.get("weight_quantizer"), "inputs": chains.get("input_quantizer")}
+    return (
+        ", ".join(f"{part} {' then '.join(map(str, chain))}" for part, chain in parts.items() if chain)
+        or "left out"
+    )
+
+
+@lru_cache(maxsize=1)
+def _engines() -> dict[str, Any]:
+    import yaml
+
+    text = Path(__file__).with_name("engines.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)  # type: ignore[no-any-return]

@@ -1,12 +1,11 @@
-"""Activation scales: calibrated maxima as the dialect's `input_scale`, `k_scale` and `v_scale`, and back."""
+"""What the dialect divides activations' maxima by to get `input_scale`, `k_scale` and `v_scale`."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from octavo.core.formats import QuantSpec
-from octavo.core.formats.scales import SMALLEST_AMAX
+from octavo.core.model.activation_scales import scale_from_state, state_from_scale
+
+__all__ = ["divisor_of", "scale_from_state", "state_from_scale"]
 
 _CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 _CACHE_MAX = 448.0
@@ -19,23 +18,3 @@ def divisor_of(quantizer: str, spec: QuantSpec) -> float:
     that codes and block scales make.
     """
     return _CACHE_MAX if quantizer in _CACHE_QUANTIZERS else spec.global_max or spec.element_type.max
-
-
-def scale_from_state(state: dict[str, Tensor], divisor: float) -> Tensor:
-    """Return the fp32 [] scale that stands for an activation's one state tensor.
-
-    An activation that was always zero gets the scale 1, as in the peer's files: engines divide by it.
-    """
-    (amax,) = state.values()
-    return torch.where(amax < SMALLEST_AMAX, 1.0, amax / divisor).reshape(())
-
-
-def state_from_scale(scale: Tensor, spec: QuantSpec, divisor: float) -> dict[str, Tensor]:
-    """Return the quantizer state whose scale is `scale`: bit for bit, if the scale was made from a maximum.
-
-    Args:
-        scale: fp32, one element.
-        spec: Format of the activation; it has one state tensor.
-        divisor: From `divisor_of`.
-    """
-    return {spec.state[0]: scale.reshape(()) * divisor}

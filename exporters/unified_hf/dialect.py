@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from octavo.core.formats import PerBlock, QuantSpec
+from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 from octavo.core.model.exporter import LayerFormat
 from octavo.core.modules import QuantAttention, QuantModule
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state, state_from_scale
 from octavo.exporters.unified_hf.schemes import scheme_for
+from octavo.exporters.unified_hf.targets import keeps_one_scale
 
 
 class UnifiedHfDialect:
-    """The numbers of ModelOpt's checkpoints, reproduced byte for byte."""
+    """The numbers of ModelOpt's checkpoints, reproduced byte for byte.
+
+    Args:
+        target: An engine. Layers that it joins then share the scales that it keeps one of, which the peer's do
+            not: it would round such weights a second time.
+    """
 
     name = "unified_hf"
+
+    def __init__(self, target: str | None = None) -> None:
+        self._keeps_one_scale = target is not None and keeps_one_scale(target)
+        if target is not None:
+            self.name = f"unified_hf for {target}"
 
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
         """Return the format in which a weight calibrated as `weight` is stored.
@@ -26,15 +38,24 @@ class UnifiedHfDialect:
         scheme = scheme_for(LayerFormat(weight, inputs))
         return weight if scheme is None else scheme.stored_weight(weight)
 
+    def weight_state(
+        self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Return `state`: scales are stored in fp32."""
+        return state
+
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return what the weights of layers with a common input share.
 
         Second-level scales, since engines fuse such layers and keep one of them. Square blocks too, where every
-        weight is a single block: the peer sees those scales as per-tensor ones.
+        weight is a single block: the peer sees those scales as per-tensor ones. For a target that keeps one
+        scale of such layers, per-tensor ones.
         """
         if weights[0].global_max is not None:
             return ("global_amax",)
         granularity = weights[0].granularity
+        if isinstance(granularity, PerTensor):
+            return ("amax",) if self._keeps_one_scale and not weights[0].dynamic else ()
         if isinstance(granularity, PerBlock) and len(granularity.sizes) == 2:
             single = all(set(granularity.scale_shape(shape)) == {1} for shape in shapes)
             return ("amax",) if single else ()

@@ -8,31 +8,27 @@ from torch import nn
 
 from octavo.core.errors import listed
 from octavo.core.formats import PerTensor, QuantSpec
-from octavo.core.modules import quantized_layers
+from octavo.core.model.serving import active_specs, unstored_quantizers
 from octavo.core.plugins import plugins
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
-from octavo.exporters.unified_hf.inspection import ExportableModel, active_specs
+from octavo.exporters.unified_hf.inspection import ExportableModel
 from octavo.exporters.unified_hf.targets import is_read_by_an_engine
 
 
 def export_warnings(model: nn.Module, parts: ExportableModel) -> Iterator[str]:
     """Yield what a user should know before the checkpoint of `model` is served."""
-    unscaled = [w.layer_name for w in parts.weights.values() if _is_dynamic_tensor(w.scheme.inputs)]
+    unscaled = [
+        parts.weights[name].layer_name
+        for name, scheme in parts.schemes.items()
+        if _is_dynamic_tensor(scheme.inputs)
+    ]
     unscaled += list(parts.attention) if _is_dynamic_tensor(parts.kv) else []
     if unscaled:
         yield (
             f"{len(unscaled)} layers were never calibrated (algorithm None): the checkpoint has no activation scales "
             f"for them ({listed(unscaled, 2)})"
         )
-    dialect = UnifiedHfDialect()
-    unstored = [
-        f"{name}.{quantizer}"
-        for name, layer in quantized_layers(model)
-        for quantizer in active_specs(layer)
-        if not dialect.has_place_for(layer, quantizer)
-    ]
-    if unstored:
-        yield f"the dialect has no place for {len(unstored)} quantizers: {listed(unstored, 2)}"
+    yield from unstored_quantizers(model, UnifiedHfDialect())
     layers = plugins().attention_layers(model)
     specs = {name: active_specs(layer) for name, layer in parts.attention.items()}
     plain = [f"{name}.k_bmm_quantizer" for name in layers if "k_bmm_quantizer" not in specs.get(name, {})]
@@ -41,7 +37,7 @@ def export_warnings(model: nn.Module, parts: ExportableModel) -> Iterator[str]:
             f"engines quantize the cache of all layers, with the scale 1 where a checkpoint has none, and "
             f"{len(plain)} layers have theirs off ({listed(plain, 2)})"
         )
-    algorithms = {weight.scheme.quant_algo for weight in parts.weights.values()}
+    algorithms = {scheme.quant_algo for scheme in parts.schemes.values()}
     unread = sorted(name for name in algorithms if not is_read_by_an_engine(name))
     if unread:
         yield f"no serving engine reads {', '.join(unread)} yet; Octavo does"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from octavo.core.formats import QuantSpec
+from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.reader import UnifiedHfCheckpoint, is_unified_hf
-from octavo.exporters.unified_hf.targets import cache_verdict, layer_verdict, mixture_verdict
-from octavo.exporters.unified_hf.writer import ExportReport, export_hf_checkpoint
+from octavo.exporters.unified_hf.targets import cache_verdict, layer_verdict, mixture_verdict, shape_verdict
+from octavo.exporters.unified_hf.writer import export_hf_checkpoint
 
 
 class UnifiedHfExporter:
@@ -22,6 +23,10 @@ class UnifiedHfExporter:
     name = "unified_hf"
     quant_method = "modelopt"
     dialect = UnifiedHfDialect()
+
+    def dialect_for(self, target: str) -> UnifiedHfDialect:
+        """Return the numbers that the engine `target` computes with exactly."""
+        return UnifiedHfDialect(target)
 
     def detect(self, directory: Path) -> bool:
         """Whether `directory` holds a checkpoint of this format."""
@@ -34,6 +39,10 @@ class UnifiedHfExporter:
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""
         return layer_verdict(target, layer)
+
+    def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
+        """Say whether `target` loads a weight [out, in] of this format, which it joins with others or not."""
+        return shape_verdict(target, layer, shape, is_fused)
 
     def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
         """Say whether the engine `target` quantizes keys and values in this format."""

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from octavo.core.calibration.fold_mode import check_not_folded
-from octavo.core.calibration.max import uncalibrated
-from octavo.core.errors import ExportError, ModeError, listed
+from octavo.core.errors import ExportError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat
-from octavo.core.modes.record import last_record
+from octavo.core.model.serving import active_specs, check_exportable
+from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modules import (
     QuantAttention,
     QuantConvolution,
@@ -22,8 +21,7 @@ from octavo.core.modules import (
     quantized_layers,
 )
 from octavo.exporters.unified_hf.caches import CACHES, cache_name
-from octavo.exporters.unified_hf.schemes import scheme_for, schemes
-from octavo.exporters.unified_hf.stored_weight import StoredWeight
+from octavo.exporters.unified_hf.schemes import Scheme, scheme_for, schemes
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,13 @@ class ExportableModel:
 
     Attributes:
         weights: Quantized weights by the parameter's name.
+        schemes: Their formats, by the same names.
         attention: Attention layers that have a quantizer on.
         kv: Format of keys and values, or None.
     """
 
     weights: dict[str, StoredWeight]
+    schemes: dict[str, Scheme]
     attention: dict[str, QuantAttention]
     kv: QuantSpec | None
 
@@ -49,8 +49,9 @@ def inspect_model(model: nn.Module) -> ExportableModel:
         ExportError: a static quantizer was never calibrated, a layer has no place in this dialect, nothing is
             quantized, or the model was itself read from a quantized checkpoint. The layers are named.
     """
-    _check_history(model)
+    check_exportable(model)
     weights: dict[str, StoredWeight] = {}
+    found: dict[str, Scheme] = {}
     attention, problems, others = {}, [], []
     for name, layer in quantized_layers(model):
         if not active_specs(layer):
@@ -62,7 +63,8 @@ def inspect_model(model: nn.Module) -> ExportableModel:
         elif isinstance(layer, (QuantConvolution, QuantEmbedding)):
             others.append(f"{name} ({original_class(layer).__name__})")
         elif (stored := _stored_weights(name, layer)) is not None:
-            weights |= {weight.name: weight for weight in stored}
+            weights |= {weight.name: weight for weight, _ in stored}
+            found |= {weight.name: scheme for weight, scheme in stored}
         else:
             problems.append(f"{name} ({_shown(layer)})")
     if others:
@@ -77,45 +79,15 @@ def inspect_model(model: nn.Module) -> ExportableModel:
             f"{len(problems)} layers have formats that this dialect cannot store: {listed(problems, 3)}. "
             f"It stores {known}"
         )
-    _check_int4_rows(weights.values())
+    _check_int4_rows(weight for weight in weights.values() if found[weight.name].weight.element == "int4")
     kv = _kv_format(attention)
     if not weights and kv is None:
         raise ExportError("no quantizer is on that a checkpoint stores; save_pretrained writes a plain model")
-    return ExportableModel(weights, attention, kv)
-
-
-def active_specs(layer: QuantModule) -> dict[str, list[QuantSpec]]:
-    """Return the formats of each quantizer of a layer that is on."""
-    specs = {
-        name: [stage.spec for stage in quantizer.stages() if stage.enabled and stage.spec is not None]
-        for name, quantizer in layer.quantizers().items()
-    }
-    return {name: chain for name, chain in specs.items() if chain}
-
-
-def _check_history(model: nn.Module) -> None:
-    record = last_record(model, "quantize")
-    if record is None:
-        raise ModeError("the model is not quantized; call octavo.quantize first")
-    check_not_folded(model, "export it")
-    if "checkpoint" in record.config:
-        raise ExportError(
-            f"the model was read from {record.config['checkpoint']} and its weights are dequantized; copy that "
-            "checkpoint, or quantize the original model again"
-        )
-    waiting = [name for name, _ in uncalibrated(model)]
-    if waiting:
-        raise ExportError(
-            f"{len(waiting)} quantizers were never calibrated: {listed(waiting)}; run octavo.calibrate with data first"
-        )
+    return ExportableModel(weights, found, attention, kv)
 
 
 def _check_int4_rows(weights: Iterable[StoredWeight]) -> None:
-    rows = {
-        weight.layer_name: weight.layer.quantized_weights()[weight.slot.quantizer].shape[-2]
-        for weight in weights
-        if weight.scheme.weight.element == "int4"
-    }
+    rows = {weight.layer_name: weight.values.shape[-2] for weight in weights}
     odd = [f"{name} ({number} rows)" for name, number in rows.items() if number % 2]
     if odd:
         raise ExportError(
@@ -123,21 +95,20 @@ def _check_int4_rows(weights: Iterable[StoredWeight]) -> None:
         )
 
 
-def _stored_weights(name: str, layer: QuantModule) -> list[StoredWeight] | None:
+def _stored_weights(name: str, layer: QuantModule) -> list[tuple[StoredWeight, Scheme]] | None:
     """Return the quantized weights of a layer, or None if the dialect has no place for what is on."""
     specs, stored = active_specs(layer), []
     if any(len(quantizer.stages()) > 1 for quantizer in layer.quantizers().values()):
         return None
     for slot in layer.weight_slots():
-        weight, inputs = specs.get(slot.quantizer), specs.get(slot.inputs)
-        if weight is None and inputs is None:
+        weight, inputs = specs.get(slot.quantizer, []), specs.get(slot.inputs, [])
+        if not weight and not inputs:
             continue
-        scheme = (
-            scheme_for(LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None)) if weight else None
-        )
+        layer_format = LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None) if weight else None
+        scheme = None if layer_format is None else scheme_for(layer_format)
         if scheme is None:
             return None
-        stored.append(StoredWeight(name, layer, slot, scheme))
+        stored.append((StoredWeight(name, layer, slot), scheme))
     return stored or None
 
 

@@ -19,11 +19,12 @@ _WHOLE_BYTES = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8}
 CODE_DTYPES = {*_WHOLE_BYTES.values(), torch.uint8}
 
 
-def spell(packed: PackedTensor) -> dict[str, Tensor]:
+def spell(packed: PackedTensor, peer: bool = True) -> dict[str, Tensor]:
     """Return {suffix: tensor} of a packed weight: `weight`, `weight_scale` and, with two levels, `weight_scale_2`.
 
     INT4 is packed along the output dim: byte [j, i] holds rows 2j (low nibble) and 2j + 1. Square blocks have
-    scales of shape [⌈o/b⌉, 1, ⌈i/b⌉, 1], or [] where the weight is a single block.
+    scales of shape [⌈o/b⌉, 1, ⌈i/b⌉, 1]; where the weight is a single block the peer's have shape [], which engines
+    refuse (`peer` False: four dims there too).
     """
     payload, scale = packed.payload, packed.scale
     if packed.spec.element == "int4":
@@ -31,8 +32,8 @@ def spell(packed: PackedTensor) -> dict[str, Tensor]:
         payload = pack(rows, 4).transpose(-1, -2)
     elif packed.spec.element in _WHOLE_BYTES:
         payload = payload.view(_WHOLE_BYTES[packed.spec.element])
-    if _is_square(packed.spec):
-        scale = scale.reshape(()) if scale.numel() == 1 else scale[:, None, :, None]
+    if is_square(packed.spec):
+        scale = scale.reshape(()) if peer and scale.numel() == 1 else scale[:, None, :, None]
     tensors = {"weight": payload.contiguous(), "weight_scale": scale.contiguous()}
     return tensors if packed.global_scale is None else {**tensors, "weight_scale_2": packed.global_scale}
 
@@ -61,7 +62,7 @@ def unspell(tensors: Mapping[str, Tensor], spec: QuantSpec, dtype: torch.dtype, 
     if spec.element == "int4":
         payload = pack(unpack(payload.transpose(0, 1), 4, shape[0]).transpose(0, 1).contiguous(), 4)
     blocks = spec.granularity.scale_shape(shape)
-    stored = (blocks[0], 1, blocks[1], 1) if _is_square(spec) else blocks
+    stored = (blocks[0], 1, blocks[1], 1) if is_square(spec) else blocks
     of = f"of a tensor {shape} packed as {spec}"
     scale = _reshaped(tensors["weight_scale"], stored, blocks, f"{where}: weight_scale {of}")
     global_scale = tensors.get("weight_scale_2")
@@ -82,7 +83,7 @@ def weight_shape(codes: Tensor, spec: QuantSpec, where: str) -> tuple[int, int]:
     return (2 * rows, columns) if spec.element == "int4" else (rows, columns * 8 // spec.element_type.bits)
 
 
-def _is_square(spec: QuantSpec) -> bool:
+def is_square(spec: QuantSpec) -> bool:
     """Whether a format has blocks over rows and columns."""
     return isinstance(spec.granularity, PerBlock) and len(spec.granularity.sizes) == 2
 

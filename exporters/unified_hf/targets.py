@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,22 @@ def layer_verdict(target: str, layer: LayerFormat) -> Verdict:
     if known is not None and length != known:
         return Verdict("unknown", f"{scheme.quant_algo} with blocks of {length} was never tried there")
     return _verdict("schemes", scheme.quant_algo, target)
+
+
+def shape_verdict(target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
+    """Return whether `target` loads a weight [out, in] of this format, which it joins with others or not."""
+    scheme = scheme_for(layer)
+    rule = {} if scheme is None else _table()["shapes"].get(scheme.quant_algo, {}).get(target, {})
+    for key, size in (("out", shape[0]), ("in", shape[-1]), ("joined_out", shape[0] if is_fused else 0)):
+        if size % rule.get(key, 1):
+            dim = "in_features" if key == "in" else "out_features"
+            return Verdict(rule["status"], f"{rule['evidence']}: {dim} {size} is no multiple of {rule[key]}")
+    return Verdict("loads", "no rule about shapes is known")
+
+
+def keeps_one_scale(target: str) -> bool:
+    """Whether the engine keeps one per-tensor weight scale of layers that it joins, or might."""
+    return target in _table()["one_scale_of_joined_layers"]
 
 
 def cache_verdict(target: str, cache: QuantSpec) -> Verdict:

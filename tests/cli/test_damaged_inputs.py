@@ -37,7 +37,10 @@ def test_weights_that_are_no_numbers_exit_with_4(octavo_command: Run, tmp_path: 
         ("truncated", "/model.safetensors cannot be read .*the file is missing, cut short or damaged"),
         ("changed byte", "/model.safetensors: tensor 'model.layers.4.* is damaged: its SHA-256 is "),
         ("outside", "tensor 'a' is said to be in '../model.safetensors', outside the folder"),
-        ("no metadata", "is no quantized checkpoint of a known format; known: unified_hf"),
+        (
+            "no metadata",
+            "is no quantized checkpoint of a known format; known: compressed_tensors, unified_hf",
+        ),
     ],
 )
 def test_checkpoints_that_cannot_be_read_exit_with_5(

@@ -17,6 +17,7 @@ PLAN_KEYS = {
     "tensors",
     "other_quantizers",
     "groups",
+    "exporter",
     "errors",
     "warnings",
 }
@@ -35,6 +36,8 @@ def test_quantize(octavo_command: Run, tmp_path: Path) -> None:
         "num_tensors": 117,
         "num_bytes": 379928,
         "warnings": [],
+        "exporter": "unified_hf",
+        "differences": [],
     }
     assert 379928 < size < 379928 + 20_000, "the file holds these bytes and a header"
     assert "octavo: 35 weights quantized, 88.0% of all parameters" in done.err
@@ -49,6 +52,21 @@ def test_quantize_warnings(octavo_command: Run, tmp_path: Path) -> None:
     assert "octavo: warning: no serving engine reads MXFP6 yet; Octavo does\n" in done.err
 
 
+def test_quantize_for_an_engine(octavo_command: Run, tmp_path: Path) -> None:
+    fp8 = ("quantize", MODEL, "--preset", "FP8_DEFAULT_CFG", *DATA, "--out", tmp_path / "out")
+    done = octavo_command(*fp8, "--target", "vllm", "--json")
+
+    differences = done.json["differences"]
+    assert len(differences) >= 5 * 2  # of each of five blocks, a projection of both groups at least
+    assert all(": amax " in text and " instead of " in text for text in differences)
+    assert f"octavo: for vllm: {differences[0]}\n" in done.err
+
+    refused = octavo_command(*fp8[:-1], tmp_path / "other", "--target", "vllm", "--tp", "3")
+    assert refused.code == 3
+    assert "8 attention heads cannot be split over tp=3" in refused.err
+    assert not (tmp_path / "other").exists()
+
+
 def test_plan(octavo_command: Run) -> None:
     done = octavo_command("plan", MODEL, "--preset", "NVFP4_DEFAULT_CFG", "--target", "vllm", "--json")
 
@@ -60,7 +78,9 @@ def test_plan(octavo_command: Run) -> None:
 
 
 def test_a_plan_that_refuses_is_still_one_document(octavo_command: Run) -> None:
-    done = octavo_command("plan", MODEL, "--preset", "FP8_DEFAULT_CFG", "--target", "transformers", "--json")
+    done = octavo_command(
+        "plan", MODEL, "--preset", "NVFP4_DEFAULT_CFG", "--target", "transformers", "--json"
+    )
 
     assert (done.code, done.err) == (3, "")
     assert len(done.json["errors"]) == 1

@@ -49,10 +49,10 @@ def test_tensor_parallel_sizes_that_do_not_fit(octavo_command: Run) -> None:
 
 
 def test_what_an_engine_refuses(octavo_command: Run) -> None:
-    done = octavo_command("plan", MODEL, "--preset", "INT8_DEFAULT_CFG", "--target", "vllm")
+    done = octavo_command("plan", MODEL, "--preset", "W4A8_NVFP4_FP8_CFG", "--target", "vllm")
 
     assert done.code == 3
-    assert "error: vllm and weights int8 channel0, inputs int8 tensor: refused (tried: not among" in done.out
+    assert "inputs e4m3 tensor: refused (tried: not among" in done.out
 
 
 def test_recipes_caches_and_blocks(octavo_command: Run, tmp_path: Path) -> None:

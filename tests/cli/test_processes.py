@@ -39,7 +39,14 @@ def test_the_same_command_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (
         first
         == second
-        == {"directory": "out", "num_tensors": 162, "num_bytes": first["num_bytes"], "warnings": []}
+        == {
+            "directory": "out",
+            "num_tensors": 162,
+            "num_bytes": first["num_bytes"],
+            "warnings": [],
+            "exporter": "unified_hf",
+            "differences": [],
+        }
     )
     assert digests(tmp_path / "0") == digests(tmp_path / "1")
     assert "out/model.safetensors" in digests(tmp_path / "0")
@@ -71,5 +78,6 @@ def test_errors_are_one_line_on_stderr_without_a_traceback(tmp_path: Path) -> No
 
     assert (done.returncode, done.stdout) == (5, "")
     assert (
-        done.stderr == "octavo: error: gone is no quantized checkpoint of a known format; known: unified_hf\n"
+        done.stderr
+        == "octavo: error: gone is no quantized checkpoint of a known format; known: compressed_tensors, unified_hf\n"
     )

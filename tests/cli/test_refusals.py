@@ -102,7 +102,10 @@ def test_a_folder_that_nobody_loads_exits_with_3(octavo_command: Run, command: s
     done = octavo_command(command, tmp_path, *options)
 
     assert done.code == 3
-    assert f"{tmp_path}; loaded: huggingface, unified_hf. `octavo plugins` lists them all" in done.err
+    assert (
+        f"{tmp_path}; loaded: huggingface, unified_hf, compressed_tensors. `octavo plugins` lists them all"
+        in done.err
+    )
 
 
 def test_an_unexpected_failure_is_not_swallowed(octavo_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ SURFACE: dict[str, dict[str, Any]] = {
         "MODEL": "required",
         "--out": "required",
         **CONFIG,
+        "--target": None,
+        "--tp": 1,
         "--calib-data": None,
         "--calib-size": 512,
         "--seq-len": 512,

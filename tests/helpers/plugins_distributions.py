@@ -68,6 +68,9 @@ GOOD = {
                 from octavo.core.model.exporter import Verdict
                 return Verdict("loads", "said by the plugin")
 
+            def serves_shape(self, target, layer, shape, is_fused):
+                return self.serves(target, layer)
+
         EXPORTER = Exporter()
         """,
     "good_plugin": """

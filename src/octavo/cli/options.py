@@ -17,6 +17,10 @@ Preset = Annotated[str | None, typer.Option(help="Preset name; `octavo presets` 
 Kv = Annotated[str | None, typer.Option(help="Preset for the KV cache, joined to the other one.")]
 Recipe = Annotated[Path | None, typer.Option(help="YAML recipe instead of a preset.")]
 BlockSize = Annotated[int | None, typer.Option(help="Block length of integer formats.")]
+Target = Annotated[
+    str | None, typer.Option(help="Engine that will serve it: vllm, sglang, trtllm, transformers.")
+]
+TensorParallel = Annotated[int, typer.Option("--tp", help="Tensor-parallel size it will be served with.")]
 Dtype = Annotated[
     str | None, typer.Option(help="Load as float32, bfloat16 or float16; default: as the config says.")
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 import typer
 
@@ -17,10 +15,8 @@ def plan(
     kv: options.Kv = None,
     recipe: options.Recipe = None,
     block_size: options.BlockSize = None,
-    target: Annotated[
-        str | None, typer.Option(help="Engine that will serve it: vllm, sglang, trtllm, transformers.")
-    ] = None,
-    tp: Annotated[int, typer.Option(help="Tensor-parallel size it will be served with.")] = 1,
+    target: options.Target = None,
+    tp: options.TensorParallel = 1,
     dtype: options.Dtype = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,

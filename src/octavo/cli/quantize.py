@@ -19,6 +19,8 @@ def quantize(
     kv: options.Kv = None,
     recipe: options.Recipe = None,
     block_size: options.BlockSize = None,
+    target: options.Target = None,
+    tp: options.TensorParallel = 1,
     calib_data: Annotated[
         str | None, typer.Option(help="Text file, .jsonl of documents, or dataset (name or name#split).")
     ] = None,
@@ -34,7 +36,7 @@ def quantize(
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Quantize MODEL and write a unified Hugging Face checkpoint to --out."""
+    """Quantize MODEL and write a Hugging Face checkpoint to --out: unified, or as --target loads it."""
     import octavo
 
     config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
@@ -45,9 +47,9 @@ def quantize(
         request = DataRequest(calib_data, calib_size, seq_len, batch_size, seed)
         batches = plugins().text_batches(tokenizer, request)
     loaded = plugins().load_model(model, load_as, trust_remote_code, quiet)  # the slow part, after all checks
-    octavo.quantize(loaded, config, batches, quiet=quiet)
+    octavo.quantize(loaded, config, batches, quiet=quiet, target=target, tp=tp)
     report = octavo.export_hf_checkpoint(
-        loaded, export_dir=out, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet
+        loaded, export_dir=out, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet, target=target
     )
     if as_json:
         output.print_json(
@@ -56,6 +58,8 @@ def quantize(
                 "num_tensors": report.num_tensors,
                 "num_bytes": report.num_bytes,
                 "warnings": list(report.warnings),
+                "exporter": report.exporter,
+                "differences": list(report.differences),
             }
         )
     elif not quiet:

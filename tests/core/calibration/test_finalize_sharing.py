@@ -122,6 +122,11 @@ class Recorder:
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
         return weight
 
+    def weight_state(
+        self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        return state
+
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         self.groups.append([tuple(shape) for shape in shapes])
         return ()

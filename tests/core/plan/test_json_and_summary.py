@@ -16,8 +16,9 @@ def test_json_holds_everything() -> None:
     data = json.loads(json.dumps(plan.to_json(), allow_nan=False))
 
     sizes = ["version", "coverage", "bytes_before", "bytes_after"]
-    assert list(data) == [*sizes, "tensors", "other_quantizers", "groups", "errors", "warnings"]
+    assert list(data) == [*sizes, "tensors", "other_quantizers", "groups", "exporter", "errors", "warnings"]
     assert (data["version"], data["coverage"], data["bytes_after"]) == (1, plan.coverage, plan.bytes_after)
+    assert data["exporter"] == "unified_hf"
     assert data["errors"] == ["4 attention heads cannot be split over tp=8"]
     assert data["groups"] == [list(group) for group in plan.groups]
     assert sorted(data["other_quantizers"]) == sorted(plan.other_quantizers())

@@ -96,7 +96,12 @@ def test_modules_and_objects_that_are_not_there(rows: dict[tuple[str, str], dict
 def test_the_others_are_loaded(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
     loaded = [key for key, row in rows.items() if row["error"] is None]
 
-    assert loaded == [("built-in", "huggingface"), ("built-in", "unified_hf"), ("good-distribution", "good")]
+    assert loaded == [
+        ("built-in", "huggingface"),
+        ("built-in", "unified_hf"),
+        ("built-in", "compressed_tensors"),
+        ("good-distribution", "good"),
+    ]
     assert rows["good-distribution", "good"] == {
         "name": "good",
         "origin": "good-distribution",
@@ -113,7 +118,7 @@ def test_nothing_is_left_half_registered(folder: Path) -> None:
     assert json.loads(done.stdout) == {
         "classes": ["good_layers:Scaled"],
         "linear": "octavo.core.modules.linear:QuantLinear",
-        "exporters": ["good_format", "unified_hf"],
+        "exporters": ["compressed_tensors", "good_format", "unified_hf"],
         "answers": [None, None],
         "covered": 4 / 6,
     }

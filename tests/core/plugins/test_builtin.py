@@ -14,16 +14,25 @@ from octavo.core.plugins.loading import load_plugins
 
 def test_the_package_declares_them() -> None:
     assert builtin_plugins() == BUILTIN_PLUGINS
-    assert BUILTIN_PLUGINS == ("octavo.adapters.huggingface.plugin", "octavo.exporters.unified_hf.plugin")
+    assert BUILTIN_PLUGINS == (
+        "octavo.adapters.huggingface.plugin",
+        "octavo.exporters.unified_hf.plugin",
+        "octavo.exporters.compressed_tensors.plugin",
+    )
 
 
 def test_all_are_loaded_and_describe_themselves() -> None:
     found = [status for status in plugins().statuses if status.origin == "built-in"]
 
-    assert [(status.name, status.error) for status in found] == [("huggingface", None), ("unified_hf", None)]
+    assert [(status.name, status.error) for status in found] == [
+        ("huggingface", None),
+        ("unified_hf", None),
+        ("compressed_tensors", None),
+    ]
     assert [status.info for status in found] == [
         PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
         PluginInfo("unified_hf", "Unified Hugging Face checkpoints in ModelOpt's dialect", ()),
+        PluginInfo("compressed_tensors", "compressed-tensors checkpoints: INT8, INT4, FP8, MXFP4", ()),
     ]
 
 

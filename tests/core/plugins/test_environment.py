@@ -43,6 +43,7 @@ def test_only_these_entry_points(folder: Path) -> None:
     assert {name: row["error"] for name, row in rows.items()} == {
         "huggingface": None,
         "unified_hf": None,
+        "compressed_tensors": None,
         "good": None,
         "second": LEFT_OUT,
         "fatal": LEFT_OUT,
@@ -62,8 +63,18 @@ def test_all_but_these_built_in_ones_included(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     statuses, exporters, reason = json.loads(done.stdout)
 
-    assert statuses == {"huggingface": OFF, "unified_hf": None, "good": OFF, "second": None, "fatal": OFF}
-    assert (exporters, reason) == (["unified_hf"], "no quantized class for good_layers:Scaled")
+    assert statuses == {
+        "huggingface": OFF,
+        "unified_hf": None,
+        "compressed_tensors": None,
+        "good": OFF,
+        "second": None,
+        "fatal": OFF,
+    }
+    assert (exporters, reason) == (
+        ["compressed_tensors", "unified_hf"],
+        "no quantized class for good_layers:Scaled",
+    )
 
 
 def test_the_trace_names_hooks_and_arguments_on_stderr(
@@ -93,9 +104,9 @@ def test_there_is_no_trace_unless_asked_for(folder: Path, capsys: pytest.Capture
 
 
 def test_a_target_without_any_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known of engines comes from exporters; here the only one is switched off."""
-    with loaded_here(tmp_path, OCTAVO_PLUGINS_OFF="unified_hf") as (found, _):
-        monkeypatch.setattr("octavo.core.plan.targets.plugins", lambda: found)
+    """What is known of engines comes from exporters; here both are switched off."""
+    with loaded_here(tmp_path, OCTAVO_PLUGINS_OFF="unified_hf,compressed_tensors") as (found, _):
+        monkeypatch.setattr("octavo.core.model.targets.plugins", lambda: found)
         plan = octavo.plan(nn.Linear(16, 16), "FP8_DEFAULT_CFG", target="vllm")
 
     assert "vllm" in " ".join([*plan.errors, *plan.warnings])

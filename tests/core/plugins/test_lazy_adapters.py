@@ -43,5 +43,9 @@ def test_they_are_listed_where_their_framework_cannot_be_imported(tmp_path: Path
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('there is no {name} here')\n")
     rows = plugin_rows(tmp_path)
 
-    assert {name: row["error"] for name, row in rows.items()} == {"huggingface": None, "unified_hf": None}
+    assert {name: row["error"] for name, row in rows.items()} == {
+        "huggingface": None,
+        "unified_hf": None,
+        "compressed_tensors": None,
+    }
     assert rows["huggingface"]["requires"] == ["transformers"]

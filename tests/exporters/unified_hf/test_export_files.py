@@ -28,7 +28,9 @@ def test_the_report_and_the_files(tmp_path: Path) -> None:
     )
     tensors = tensors_of(tmp_path / "out")
 
-    assert report == type(report)(tmp_path / "out", 49, sum(t.nbytes for t in tensors.values()), ())
+    assert report == type(report)(
+        tmp_path / "out", 49, sum(t.nbytes for t in tensors.values()), (), "unified_hf"
+    )
     assert (
         len(tensors) == 7 * 2 * 3 + 2 * 2 + 3
     )  # layers with two scales each, norms, embedding, last norm, head

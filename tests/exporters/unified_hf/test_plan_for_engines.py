@@ -19,10 +19,12 @@ PRESET_OF = {name: preset for preset, name in ALGORITHMS.items()}
     [
         ("FP8", "vllm", "loads"),
         ("NVFP4", "trtllm", "loads"),
-        ("FP8_PER_CHANNEL_PER_TOKEN", "sglang", "refused"),
-        ("W8A8_SQ_PER_CHANNEL", "vllm", "refused"),
+        ("FP8_PER_CHANNEL_PER_TOKEN", "sglang", "loads"),  # as compressed-tensors
+        ("W4A8_NVFP4_FP8", "sglang", "refused"),
+        ("W8A8_SQ_PER_CHANNEL", "vllm", "loads"),  # as compressed-tensors
+        ("MXFP6", "vllm", "refused"),
         ("W4A16_NVFP4", "trtllm", "unknown"),
-        ("FP8", "transformers", "refused"),
+        ("NVFP4", "transformers", "refused"),
     ],
 )
 def test_the_plan_says_so(quant_algo: str, engine: str, status: str) -> None:

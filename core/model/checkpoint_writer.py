@@ -1,0 +1,172 @@
+"""Writing a quantized model's checkpoint in any dialect: finalized, block by block, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core.calibration.finalize import finalized, finalized_for, target_differences
+from octavo.core.console import say
+from octavo.core.errors import ExportError
+from octavo.core.model.atomic_folder import atomic_folder
+from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
+from octavo.core.model.export_report import ExportReport
+from octavo.core.model.module_names import module_names
+from octavo.core.model.shard_reader import write_manifest
+from octavo.core.model.shards import SafetensorsWriter, verify_shards
+from octavo.core.model.stored_weight import StoredWeight, check_layout
+from octavo.core.modules import tensor_quantizers
+from octavo.core.packed import PackedTensor
+from octavo.core.plugins import plugins
+
+NamedTensors = Iterator[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What a user says of a checkpoint; see `octavo.export_hf_checkpoint`."""
+
+    dtype: torch.dtype | None = None
+    tokenizer: Any = None
+    overwrite: bool = False
+    max_shard_bytes: int = 5_000_000_000
+    quiet: bool = False
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise ExportError(
+                f"dtype is that of the tensors that are not quantized, a float one; found {self.dtype}"
+            )
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a dialect writes a model.
+
+    Attributes:
+        exporter: Name of the exporter.
+        weights: The quantized weights, by the parameter's name.
+        spell: Returns {suffix: tensor} of one weight; told whether it is a segment of an expert's rows.
+        input_scale: Returns {suffix: tensor} of the scale of a weight's input, if it has one.
+        other_tensors: Yields further tensors, given the modules' names in the checkpoint.
+        write_metadata: Writes the dialect's files, given the layout, the modules' names and the folder.
+        warnings: What the checkpoint will not hold, or nobody reads.
+        differences: What differs from the peer's bytes beside the quantizers' numbers.
+    """
+
+    exporter: str
+    weights: dict[str, StoredWeight]
+    spell: Callable[[PackedTensor, bool], dict[str, Tensor]]
+    input_scale: Callable[[StoredWeight], dict[str, Tensor]]
+    other_tensors: Callable[[Mapping[str, str]], NamedTensors]
+    write_metadata: Callable[[CheckpointLayout, Mapping[str, str], Path], None]
+    warnings: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+
+def write_checkpoint(
+    model: nn.Module, export_dir: Path, spelling: Spelling, options: WriteOptions
+) -> ExportReport:
+    """Write `model`, finalized for the time of writing; every tensor is read back before the folder appears.
+
+    Raises:
+        ExportError: the model is finalized for something else, or the folder cannot be written.
+    """
+    with atomic_folder(export_dir, options.overwrite) as folder:
+        plugins().write_companions(model, folder, options.tokenizer, options.dtype or _dtype_of(model))
+        writer, num_bytes = SafetensorsWriter(folder, options.max_shard_bytes), 0
+        with _finalized(model, spelling.exporter, options.target):
+            layout = _layout(model, spelling.weights)
+            modules = module_names(layout.names)
+            spelling.write_metadata(layout, modules, folder)
+            tensors = _tensors(model, spelling, layout, options.dtype)
+            for name, tensor in chain(tensors, spelling.other_tensors(modules)):
+                writer.add(name, tensor)
+                num_bytes += tensor.nbytes
+            differences = target_differences(model) + spelling.differences
+        manifest = writer.finish()
+        verify_shards(folder, manifest)
+        write_manifest(folder, manifest)
+    for warning in spelling.warnings:
+        say(f"warning: {warning}", options.quiet)
+    for difference in differences:
+        say(f"for {options.target}: {difference}", options.quiet)
+    return ExportReport(
+        export_dir, len(manifest), num_bytes, spelling.warnings, spelling.exporter, differences
+    )
+
+
+def left_out_modules(model: nn.Module, weights: Mapping[str, StoredWeight]) -> list[str]:
+    """Return the modules with a weight of two dims or more, or stacked weights, none of which is quantized."""
+    return [name for name, module in model.named_modules() if _is_left_out(name, module, weights)]
+
+
+def _is_left_out(name: str, module: nn.Module, weights: Mapping[str, StoredWeight]) -> bool:
+    own = dict(module.named_parameters(name, recurse=False))
+    matrices = [
+        own_name
+        for own_name, parameter in own.items()
+        if parameter.dim() == 3 or (parameter.dim() > 1 and own_name.rpartition(".")[2] == "weight")
+    ]
+    return bool(matrices) and not any(matrix in weights for matrix in matrices)
+
+
+def _finalized(model: nn.Module, exporter: str, target: str | None) -> AbstractContextManager[None]:
+    own = plugins().exporter(exporter)
+    name = (own.dialect if target is None else own.dialect_for(target)).name
+    other = finalized_for(model)
+    if other not in (None, name):
+        raise ExportError(f"the model is finalized for {other}; call octavo.unfinalize(model) first")
+    return nullcontext() if other == name else finalized(model, exporter, target)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def _layout(model: nn.Module, weights: Mapping[str, StoredWeight]) -> CheckpointLayout:
+    """Return where every tensor of the model is in checkpoints, quantizer state left out."""
+    quantizers = tuple(f"{name}." for name, _ in tensor_quantizers(model))
+    names = [name for name in model.state_dict() if not name.startswith(quantizers)]
+    layout = plugins().checkpoint_layout(model, names)
+    check_layout(weights, layout)
+    return layout
+
+
+def _tensors(
+    model: nn.Module, spelling: Spelling, layout: CheckpointLayout, dtype: torch.dtype | None
+) -> NamedTensors:
+    """Yield every tensor but the dialect's others, block by block; tied ones once, under their first name."""
+    source = InMemoryBlocks(model, plugins().describe_model(model))
+    values = model.state_dict(keep_vars=True)
+    written: set[int] = set()
+    places: dict[str, list[tuple[str, Place]]] = {}
+    for new, place in layout.places().items():
+        places.setdefault(place.name, []).append((new, place))
+    for block in source.blocks():
+        with source.materialized(block):
+            for name in block.tensors:
+                if name not in places or id(values[name]) in written:
+                    continue
+                written.add(id(values[name]))
+                if name in spelling.weights:
+                    yield from _weight_tensors(spelling, spelling.weights[name], layout)
+                    continue
+                value = values[name].detach()
+                value = value.to(dtype) if dtype and value.is_floating_point() else value
+                yield from ((new, place.of(value).contiguous()) for new, place in places[name])
+
+
+def _weight_tensors(spelling: Spelling, weight: StoredWeight, layout: CheckpointLayout) -> NamedTensors:
+    for base, packed, is_segment in weight.packed(layout):
+        for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.input_scale(weight)}.items():
+            yield f"{base}.{suffix}", tensor

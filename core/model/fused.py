@@ -1,0 +1,18 @@
+"""Layers that serving engines join into one, with one scale for all where the scale is a tensor's."""
+
+from __future__ import annotations
+
+from octavo.core.model.description import ModelDescription
+
+FUSED_ROLES = (("attention.q", "attention.k", "attention.v"), ("mlp.gate", "mlp.up"))
+
+
+def fused_groups(description: ModelDescription | None) -> list[tuple[str, ...]]:
+    """Return the groups of layers, by module name, that engines join; empty without a family map."""
+    blocks = description.blocks if description is not None else ()
+    groups = (
+        tuple(block.roles[role] for role in roles if role in block.roles)
+        for block in blocks
+        for roles in FUSED_ROLES
+    )
+    return [group for group in groups if len(group) > 1]

@@ -1,0 +1,90 @@
+"""One weight of a quantized model on its way into a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from octavo.core.errors import ExportError, listed
+from octavo.core.formats import QuantSpec
+from octavo.core.model.checkpoint_layout import CheckpointLayout
+from octavo.core.modules import QuantModule, WeightSlot
+from octavo.core.packed import PackedTensor
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A quantized weight.
+
+    Attributes:
+        layer_name: Its layer's name in the model.
+        layer: The layer.
+        slot: Which of the layer's parameters.
+    """
+
+    layer_name: str
+    layer: QuantModule
+    slot: WeightSlot
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the model."""
+        return f"{self.layer_name}.{self.slot.parameter}".removeprefix(".")
+
+    @property
+    def spec(self) -> QuantSpec:
+        """Format of the weight; of each, where it is a stack."""
+        spec = self.layer.quantizers()[self.slot.quantizer].stages()[0].spec
+        assert spec is not None  # noqa: S101 (the exporter has found a name for it)
+        return spec.unstacked()
+
+    @property
+    def values(self) -> Tensor:
+        """The weight as its quantizer sees it."""
+        return self.layer.quantized_weights()[self.slot.quantizer].detach()
+
+    def packed(self, layout: CheckpointLayout) -> Iterator[tuple[str, PackedTensor, bool]]:
+        """Yield (checkpoint name of the module, codes and scales, whether they are a segment of an expert's rows).
+
+        Raises:
+            ExportError: the checkpoint holds stacked weights in one tensor, or scales do not divide among segments.
+        """
+        (stage,) = self.layer.quantizers()[self.slot.quantizer].stages()
+        weight, state, spec = self.values, stage.state_tensors(), self.spec
+        if not self.slot.is_stacked:
+            yield (
+                layout.names[self.name].removesuffix(".weight"),
+                PackedTensor.pack(weight, state, spec),
+                False,
+            )
+            return
+        for index, names in enumerate(layout.parts[self.name]):
+            packed = PackedTensor.pack(weight[index], [tensor[index] for tensor in state], spec)
+            for segment, name in enumerate(names):
+                yield name.removesuffix(".weight"), self._segment(packed, segment, len(names)), len(names) > 1
+
+    def _segment(self, packed: PackedTensor, segment: int, num_segments: int) -> PackedTensor:
+        """Return one of an expert's row segments; they share what the expert has once."""
+        found = packed.row_segment(segment, num_segments)
+        if found is None:
+            raise ExportError(
+                f"{self.name} holds {num_segments} projections of {packed.shape[0] // num_segments} rows, which are no "
+                f"whole blocks of {self.spec}; leave it out, or use another block"
+            )
+        return found
+
+
+def check_layout(weights: Mapping[str, StoredWeight], layout: CheckpointLayout) -> None:
+    """Refuse stacked weights that a checkpoint holds in one tensor.
+
+    Raises:
+        ExportError: there are such; they are named.
+    """
+    whole = [name for name, weight in weights.items() if weight.slot.is_stacked and name not in layout.parts]
+    if whole:
+        raise ExportError(
+            f"checkpoints of this model hold the experts of {listed(whole, 2)} in one tensor, for which there is no "
+            "quantized form; leave the experts out ({'quantizer_name': '*.experts.*', 'enable': False})"
+        )

@@ -1,0 +1,50 @@
+"""The dialect's numbers: scales as readers hold them, rounded before weights are divided by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from octavo.core.formats import PerTensor, QuantSpec
+from octavo.core.formats.scales import SMALLEST_AMAX
+from octavo.core.model.activation_scales import scale_from_state, state_from_scale
+from octavo.core.modules import QuantAttention, QuantModule
+
+
+class CompressedTensorsDialect:
+    """The numbers of compressed-tensors; there are no bytes of a peer to equal."""
+
+    name = "compressed_tensors"
+
+    def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
+        """Return the format in which a weight calibrated as `weight` is stored."""
+        return weight if weight.scale == "e8m0" else replace(weight, arithmetic="divide")
+
+    def weight_state(
+        self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Return the state of a weight whose scales fit the model's `dtype`, in which engines hold them."""
+        if not state or dtype == torch.float32:
+            return state
+        largest = spec.element_type.max
+        scale = torch.where(state["amax"] < SMALLEST_AMAX, 1.0, state["amax"] / largest).to(dtype)
+        return {"amax": scale.clamp_min(torch.finfo(dtype).smallest_normal).float() * largest}
+
+    def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Return what weights of layers with a common input share: engines keep one per-tensor scale of them."""
+        return ("amax",) if isinstance(weights[0].granularity, PerTensor) and not weights[0].dynamic else ()
+
+    def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
+        """Whether checkpoints hold what `quantizer` of `layer` does, or it is refused: no outputs, no queries."""
+        if isinstance(layer, QuantAttention):
+            return quantizer != "q_bmm_quantizer"
+        return bool(layer.quantized_weights()) and quantizer != "output_quantizer"
+
+    def activation_state(
+        self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the state that a reader recovers from the stored scale: it differs in the last bit at most."""
+        return state_from_scale(scale_from_state(state, spec.element_type.max), spec, spec.element_type.max)

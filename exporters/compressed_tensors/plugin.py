@@ -1,0 +1,20 @@
+"""Hooks of the compressed-tensors exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from octavo.core.plugins.hookspecs import PluginInfo
+from octavo.core.plugins.markers import hookimpl
+
+
+@hookimpl
+def plugin_info() -> PluginInfo:
+    """Describe this plugin."""
+    return PluginInfo("compressed_tensors", "compressed-tensors checkpoints: INT8, INT4, FP8, MXFP4")
+
+
+@hookimpl
+def exporters() -> Mapping[str, str]:
+    """Return the exporter."""
+    return {"compressed_tensors": "octavo.exporters.compressed_tensors.exporter:EXPORTER"}
