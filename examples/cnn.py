@@ -28,7 +28,7 @@ from torch.nn.functional import adaptive_avg_pool2d, pad, relu
 import octavo
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-CALIBRATION, VALIDATION = 256, 768  # training images; the two do not overlap
+CALIBRATION, VALIDATION = 256, 512  # training images; the two do not overlap
 CALIBRATORS: dict[str, Any] = {
     "max": "max",
     "entropy": "entropy",
