@@ -6,6 +6,7 @@ import json
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from octavo.core.errors import CheckpointError, listed, nearest
@@ -58,6 +59,17 @@ class ShardReader:
         if name in self._manifest:
             self._check(name, ManifestEntry.of(tensor, self._shard_of[name]))
         return tensor
+
+    def positive_number(self, name: str) -> Tensor:
+        """Return a scale in fp32.
+
+        Raises:
+            CheckpointError: it is not one positive, finite number.
+        """
+        scale = self.tensor(name).float()
+        if scale.numel() != 1 or not scale.isfinite().all() or scale.item() <= 0:
+            raise CheckpointError(f"{self.where(name)} must be one positive number, found {scale}")
+        return scale
 
     def where(self, name: str) -> str:
         """Return the file and the name of a tensor, for messages."""
@@ -162,3 +174,18 @@ def read_manifest(directory: Path) -> dict[str, ManifestEntry]:
             f"{path} is damaged ({error!r}): it must hold shard, dtype, shape and sha256 of each of its 'tensors'. "
             "Copy or export the checkpoint again"
         ) from error
+
+
+def config_dtype(config: dict[str, Any], directory: Path) -> torch.dtype:
+    """Return the float dtype that a config.json names; float32 where it names none.
+
+    Raises:
+        CheckpointError: it names something else.
+    """
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CheckpointError(
+            f"{directory / 'config.json'} has dtype {name!r}, which is no float dtype of torch"
+        )
+    return dtype

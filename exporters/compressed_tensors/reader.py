@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.core.errors import CheckpointError
 from octavo.core.model.activation_scales import state_from_scale
 from octavo.core.model.exporter import InputState, LayerFormat
-from octavo.core.model.shard_reader import ShardReader, read_json
+from octavo.core.model.shard_reader import ShardReader, config_dtype, read_json
 from octavo.core.packed import PackedTensor
 from octavo.exporters.compressed_tensors.metadata import is_compressed_tensors, read_metadata
 from octavo.exporters.compressed_tensors.spelling import unspell
@@ -33,7 +32,7 @@ class CompressedTensorsCheckpoint:
         self._shards = ShardReader(directory)
         config = read_json(directory / "config.json")
         self._metadata = read_metadata(config, directory / "config.json")
-        self.dtype = _dtype(config, directory)
+        self.dtype = config_dtype(config, directory)
         names = self._shards.names()
         self._modules = [n.removesuffix(".weight_scale") for n in names if n.endswith(".weight_scale")]
         self.layers: dict[str, LayerFormat] = dict.fromkeys(self._modules, self._metadata.layer)
@@ -89,9 +88,7 @@ class CompressedTensorsCheckpoint:
         assert spec is not None  # noqa: S101 (the caller asks only then)
         if name not in self._shards:
             raise CheckpointError(f"{self.directory}: tensor {name!r} is missing, which its format needs")
-        scale = self._shards.tensor(name).float()
-        if scale.numel() != 1 or not scale.isfinite().all() or scale.item() <= 0:
-            raise CheckpointError(f"{self._shards.where(name)} must be one positive number, found {scale}")
+        scale = self._shards.positive_number(name)
         return state_from_scale(scale, spec, spec.element_type.max)
 
 
@@ -99,13 +96,3 @@ def holds_compressed_tensors(directory: Path) -> bool:
     """Whether a folder holds a checkpoint of this dialect."""
     file = directory / "config.json"
     return file.is_file() and is_compressed_tensors(read_json(file))
-
-
-def _dtype(config: dict[str, Any], directory: Path) -> torch.dtype:
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CheckpointError(
-            f"{directory / 'config.json'} has dtype {name!r}, which is no float dtype of torch"
-        )
-    return dtype

@@ -13,7 +13,7 @@ from torch import Tensor
 from octavo.core.errors import CheckpointError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import InputState, LayerFormat
-from octavo.core.model.shard_reader import ShardReader, read_json
+from octavo.core.model.shard_reader import ShardReader, config_dtype, read_json
 from octavo.core.packed import PackedTensor
 from octavo.exporters.unified_hf.activation_scales import divisor_of, state_from_scale
 from octavo.exporters.unified_hf.caches import CACHES
@@ -39,7 +39,7 @@ class UnifiedHfCheckpoint:
         self._shards = ShardReader(directory)
         config = read_json(directory / "config.json")
         self._metadata = read_metadata(directory, config)
-        self.dtype = _dtype(config, directory)
+        self.dtype = config_dtype(config, directory)
         self._schemes = {module: self._scheme(module) for module in self._modules_with("weight_scale")}
         for suffix in ("weight_scale_2", "input_scale"):
             for module in self._modules_with(suffix):
@@ -126,9 +126,7 @@ class UnifiedHfCheckpoint:
         """Return the state that the scale called `name` stands for."""
         if name not in self._shards:
             raise CheckpointError(f"{self.directory}: tensor {name!r} is missing, which its format needs")
-        scale = self._shards.tensor(name).float()
-        if scale.numel() != 1 or not scale.isfinite().all() or scale.item() <= 0:
-            raise CheckpointError(f"{self._shards.where(name)} must be one positive number, found {scale}")
+        scale = self._shards.positive_number(name)
         return state_from_scale(scale, spec, divisor_of(quantizer, spec))
 
     def _cache_states(self) -> dict[str, InputState]:
@@ -154,13 +152,3 @@ def is_unified_hf(directory: Path) -> bool:
         return False
     config = read_json(directory / "config.json").get("quantization_config")
     return isinstance(config, dict) and config.get("quant_method") == "modelopt"
-
-
-def _dtype(config: dict[str, Any], directory: Path) -> torch.dtype:
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    dtype = getattr(torch, str(name), None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise CheckpointError(
-            f"{directory / 'config.json'} has dtype {name!r}, which is no float dtype of torch"
-        )
-    return dtype

@@ -43,7 +43,10 @@ def test_a_folder_that_is_no_quantized_checkpoint_is_refused(kind: str, tmp_path
         folder.write_text("x")
 
     where = re.escape(str(folder))
-    refused(folder, f"^{where} is no quantized checkpoint of a known format; known: unified_hf$")
+    refused(
+        folder,
+        f"^{where} is no quantized checkpoint of a known format; known: compressed_tensors, unified_hf$",
+    )
 
 
 @pytest.mark.parametrize("name", [f"{Q}.weight", "model.norm.weight", "model.embed_tokens.weight"])

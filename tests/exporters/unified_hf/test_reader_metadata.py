@@ -43,7 +43,8 @@ def test_what_inspect_shows(directory: Path) -> None:
 def test_a_folder_with_neither_file_is_not_ours(tmp_path: Path) -> None:
     assert not is_unified_hf(tmp_path)
     with pytest.raises(
-        CheckpointError, match=rf"^{tmp_path} is no quantized checkpoint .*known: unified_hf$"
+        CheckpointError,
+        match=rf"^{tmp_path} is no quantized checkpoint .*known: compressed_tensors, unified_hf$",
     ):
         exporter_of(tmp_path)
 
