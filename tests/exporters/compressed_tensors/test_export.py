@@ -32,6 +32,7 @@ DYNAMIC_INT8 = with_rules(
 INT4_CHANNEL = with_rules(
     "INT8_WEIGHT_ONLY_CFG",
     {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4, "axis": 0}},
+    {"quantizer_name": "*", "parent_class": "nn.Embedding", "enable": False},
     HEAD_OFF,
 )
 # config, target, format, suffixes of a layer's tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ class ScaledDialect:
 
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
         return weight
+
+    def weight_state(self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        return state
+
+    def has_place_for(self, layer: nn.Module, quantizer: str) -> bool:
+        return True
 
     def shared_state(self, weights: Any, shapes: Any) -> tuple[str, ...]:
         return ()
@@ -82,6 +88,9 @@ class ScaledExporter:
     quant_method = "scaled"
     dialect = ScaledDialect()
 
+    def dialect_for(self, target: str) -> ScaledDialect:
+        return self.dialect
+
     def detect(self, directory: Path) -> bool:
         return (directory / DESCRIPTION).is_file()
 
@@ -92,6 +101,9 @@ class ScaledExporter:
         return Verdict("unknown", "no engine serves the scaled framework")
 
     serves_cache = serves_mixture = serves
+
+    def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
+        return self.serves(target, layer)
 
     def export(self, model: nn.Module, export_dir: Path, **options: Any) -> Path:
         tensors: dict[str, Tensor] = {}
