@@ -24,9 +24,11 @@ types: .venv/.installed
 imports: .venv/.installed
 	$(BIN)/lint-imports
 
+bench: export PYTHONPATH := benchmarks
 bench: .venv/.installed
 	$(BIN)/python benchmarks/import_cost.py
 	$(BIN)/python benchmarks/ptq_cost.py
+	$(BIN)/python benchmarks/moe_cost.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

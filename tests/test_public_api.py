@@ -9,8 +9,12 @@ import pytest
 
 import octavo
 
-PUBLIC = {
-    "OctavoError", "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "TensorQuantizer",
+ERRORS = {
+    "CalibrationError", "CheckpointError", "ConfigError", "ExportError", "ModeError", "OctavoError", "PlanError",
+    "PluginError", "ShapeError", "UnsupportedError",
+}  # fmt: skip
+PUBLIC = ERRORS | {
+    "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "TensorQuantizer",
     "calibrate", "compare", "disable_quantizer", "enable_huggingface", "enable_quantizer", "export_hf_checkpoint",
     "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized", "load_recipe", "merge_configs",
     "perplexity", "plan", "plugins", "preset", "preset_names", "print_quant_summary", "quantize", "register",
@@ -23,6 +27,10 @@ def test_public_names() -> None:
     assert set(octavo.__all__) == PUBLIC
     assert {name for name in PUBLIC if getattr(octavo, name) is None} == set()
     assert set(dir(octavo)) == {*PUBLIC, *octavo.preset_names(), "__version__"}
+
+
+def test_every_error_is_an_octavo_error() -> None:
+    assert {cls.__name__ for cls in octavo.OctavoError.__subclasses__()} >= ERRORS - {"OctavoError"}
 
 
 def test_a_preset_that_does_not_exist() -> None:

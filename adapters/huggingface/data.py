@@ -31,8 +31,7 @@ def read_batches(tokenizer: Any, request: DataRequest) -> list[dict[str, torch.T
     if path.is_file() and path.suffix not in (".json", ".jsonl"):
         samples = _windows(tokenizer, _read(path), request.sequence_length)
     else:
-        texts = read_documents(request.source)
-        samples = [tokenizer(text, verbose=False)["input_ids"][: request.sequence_length] for text in texts]
+        samples = _document_samples(tokenizer, read_documents(request.source), request)
     samples = [ids for ids in samples if len(ids) > 1]
     if not samples:
         raise ConfigError(f"{request.source} yields no sample of two tokens or more")
@@ -42,6 +41,22 @@ def read_batches(tokenizer: Any, request: DataRequest) -> list[dict[str, torch.T
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     starts = range(0, len(samples), request.batch_size)
     return [_batch(samples[start : start + request.batch_size], pad) for start in starts]
+
+
+def _document_samples(tokenizer: Any, texts: list[str], request: DataRequest) -> list[list[int]]:
+    """Tokenize documents until there are as many samples as asked for; of more documents, `seed` chooses."""
+    order = list(range(len(texts)))
+    if len(texts) > request.num_samples:
+        chosen = random.Random(request.seed).sample(order, request.num_samples)
+        order = [*chosen, *sorted(set(order) - set(chosen))]  # the others in case some are too short
+    samples: list[list[int]] = []
+    for index in order:
+        ids = tokenizer(texts[index], verbose=False)["input_ids"][: request.sequence_length]
+        if len(ids) > 1:
+            samples.append(ids)
+        if len(samples) == request.num_samples:
+            break
+    return samples
 
 
 def _windows(tokenizer: Any, text: str, length: int) -> list[list[int]]:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from octavo.adapters.huggingface.quantized import check_config_unquantized
 from octavo.core.errors import FOREIGN_FAILURES, CheckpointError, ConfigError
+from octavo.core.plugins import plugins
 
 
 def load_pretrained(path: Path, dtype: torch.dtype | None, trust_remote_code: bool, quiet: bool) -> nn.Module:
@@ -18,10 +20,14 @@ def load_pretrained(path: Path, dtype: torch.dtype | None, trust_remote_code: bo
 
     Raises:
         ConfigError: it brings its own code and `trust_remote_code` is off.
-        CheckpointError: transformers cannot load it; its reason is shown.
+        CheckpointError: transformers cannot load it; its reason is shown. Or Octavo wrote it: it is quantized.
     """
+    plugins().check_unquantized(path)
+    with _explained(path):
+        config = _config(path, trust_remote_code)
+    check_config_unquantized(config, path)
     with _explained(path), _progress_bars(quiet):
-        cls = _model_class(_config(path, trust_remote_code))
+        cls = _model_class(config)
         model: nn.Module = cls.from_pretrained(
             path, dtype=dtype if dtype is not None else "auto", trust_remote_code=trust_remote_code
         )
@@ -29,12 +35,17 @@ def load_pretrained(path: Path, dtype: torch.dtype | None, trust_remote_code: bo
 
 
 def build_from_config(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module:
-    """Build the model of a config with random weights; `quantization_config` in it is left out.
+    """Build the model of a config, for its weights to be filled in; `quantization_config` in it is left out.
+
+    Nothing is drawn at random and buffers are as a checkpoint expects them. Code that a checkpoint brings may
+    initialize its weights nevertheless; the caller's random state stays what it was.
 
     Raises:
         ConfigError, CheckpointError: as in `load_pretrained`.
     """
-    with _explained(directory):
+    from transformers.initialization import no_init_weights
+
+    with _explained(directory), torch.random.fork_rng(devices=[]):
         config = _config(directory, trust_remote_code)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -44,8 +55,17 @@ def build_from_config(directory: Path, dtype: torch.dtype | None, trust_remote_c
         if hasattr(cls, "from_config"):
             model = cls.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         else:
-            model = cls._from_config(config, dtype=dtype)
+            with no_init_weights():
+                model = cls._from_config(config, dtype=dtype)
+            _initialize_buffers(model)
     return model.eval()
+
+
+def _initialize_buffers(model: Any) -> None:
+    """Set the buffers that checkpoints do not hold, and tie what is tied, as `from_pretrained` does."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True
+    model.init_weights()
 
 
 def load_hf_tokenizer(path: Path, trust_remote_code: bool) -> Any:

@@ -43,6 +43,15 @@ def quantized_classes() -> Mapping[str, str]:
 
 
 @hookimpl
+def check_model(model: nn.Module) -> None:
+    """Refuse a model whose config says that its weights were read from a quantized checkpoint."""
+    if is_transformers_model(model):
+        from octavo.adapters.huggingface.quantized import check_model_unquantized
+
+        check_model_unquantized(model)
+
+
+@hookimpl
 def describe_model(model: nn.Module) -> ModelDescription | None:
     """Describe a transformers model by its family map, or its language tower by that of its text config."""
     if not is_transformers_model(model):

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from octavo.core.calibration.collectors import Seen, collecting
+from octavo.core.console import say
 from octavo.core.errors import CalibrationError, listed
-from octavo.core.graph.groups import probe
+from octavo.core.graph.groups import probe_or_note
 from octavo.core.modules import (
     QuantModule,
     check_unswap,
@@ -52,11 +53,13 @@ def detach(model: nn.Module) -> None:
         unswap(name, layer)
 
 
-def check_reached(model: nn.Module) -> None:
+def check_reached(model: nn.Module, quiet: bool = False) -> None:
     """Run a tiny forward pass, where an adapter knows one, and check that quantized classes really run.
 
+    A model whose tiny forward pass fails is not checked, and a line says so unless `quiet`.
+
     Raises:
-        CalibrationError: a layer was called and its quantizers were not; the layers are named.
+        CalibrationError: a layer was called and a quantizer of it that is on was not; they are named.
     """
     inputs = plugins().tiny_inputs(model)
     if inputs is None:
@@ -64,12 +67,16 @@ def check_reached(model: nn.Module) -> None:
     layers = dict(quantized_layers(model))
     seen = Seen()
     with collecting(model, dict.fromkeys((q for _, q in tensor_quantizers(model)), seen)):
-        called = probe(model, layers, inputs).called
+        recorder, note = probe_or_note(model, layers, inputs)
+    if recorder is None:
+        say(f"warning: {note}, so whether every quantizer is reached was not checked", quiet)
+        return
     hidden = [
         f"{name}.{quantizer_name}"
-        for name in sorted(called)
+        for name in sorted(recorder.called)
         for quantizer_name, quantizer in layers[name].quantizers().items()
-        if not any(stage in seen.quantizers for stage in quantizer.stages())
+        if any(stage.enabled for stage in quantizer.stages())
+        and not any(stage in seen.quantizers for stage in quantizer.stages())
     ]
     if hidden:
         raise CalibrationError(

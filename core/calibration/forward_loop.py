@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from octavo.core.console import track
 from octavo.core.errors import CalibrationError, ConfigError
+from octavo.core.graph.evaluating import evaluating
 
 Batch = Tensor | Mapping[str, Any] | tuple[Any, ...] | list[Any]
 ForwardLoop = Callable[[nn.Module], Any] | Iterable[Batch]
@@ -42,7 +42,7 @@ def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop, quiet: bool) -
         nonlocal calls
         calls += 1
 
-    with _evaluating(model), model.register_forward_pre_hook(count):
+    with evaluating(model), model.register_forward_pre_hook(count):
         if callable(forward_loop):
             forward_loop(model)
         else:
@@ -52,18 +52,6 @@ def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop, quiet: bool) -
             "the forward loop ran the model 0 times; it must call the model, or be an iterable with at least one "
             "batch (a generator yields its batches only once)"
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode for the time of a context, and every training flag back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _run_batches(model: nn.Module, batches: Iterable[Batch], quiet: bool) -> None:

@@ -22,6 +22,11 @@ from octavo.core.modes.registry import mode_named
 from octavo.core.modes.transaction import applying
 from octavo.core.plan import check_device, plan
 
+_DATA_NOT_RUN = (
+    "warning: the algorithm is None, so the calibration data was not run and calibrated nothing; set "
+    "'algorithm': 'max' for static scales from it"
+)
+
 
 def quantize(
     model: nn.Module,
@@ -61,8 +66,10 @@ def quantize(
     check_device(model)
     with applying(model, "quantize", _json_ready(made.config)) as state:
         attach(model, made.layers)
-        check_reached(model)
+        check_reached(model, quiet)
         calibrate_weights(model)
+        if forward_loop is not None and not algorithms:
+            say(_DATA_NOT_RUN, quiet)
         for algorithm in algorithms:
             algorithm(model, forward_loop, quiet)
         state.update(layers=describe_quantizers(model), same_input=[list(group) for group in made.groups])
@@ -92,7 +99,9 @@ def calibrate(
     check_not_finalized(model, "calibrating")
     algorithms = algorithms_of(algorithm)
     calibrate_weights(model)
-    if forward_loop is not None and not uncalibrated(model):
+    if forward_loop is not None and not algorithms:
+        say(_DATA_NOT_RUN, quiet)
+    elif forward_loop is not None and not uncalibrated(model):
         say("every quantizer is calibrated already, so the data was not run", quiet)
     for function in algorithms:
         function(model, forward_loop, quiet)

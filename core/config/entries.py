@@ -2,7 +2,8 @@
 
 The ordered list (`{"quantizer_name": glob, "parent_class": …, "cfg": {…} | […], "enable": …}`): later entries
 win, and `cfg` replaces the whole attribute set. The older dict (glob → attributes): `"default"` first, then
-attributes merge in order. Attributes are checked in every entry, whether or not it has the last word.
+attributes merge in order. In both, attributes turn the quantizer on unless they say `enable`
+False. They are checked in every entry, whether or not it has the last word.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ def _dict_rules(key: Any, value: Any, parent_class: str | None = None) -> list[R
     if parent_class is None and _is_class_scope(key, value):
         return [rule for glob, inner in value.items() for rule in _dict_rules(glob, inner, key)]
     rule = Rule("*" if key == "default" else key, parent_class, merges=True)
-    return [replace(rule, attributes=stage_attributes(value, rule))]
+    stages = stage_attributes(value, rule)
+    return [
+        replace(rule, attributes=tuple({"enable": True, **stage} if stage else stage for stage in stages))
+    ]
 
 
 def stage_attributes(cfg: Any, rule: Rule) -> tuple[Attributes, ...]:

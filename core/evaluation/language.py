@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.core.errors import ConfigError
 
-TokenBatch = Mapping[str, Tensor]
+TokenBatch = Mapping[str, Tensor] | Tensor
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ def perplexity(model: nn.Module, batches: Iterable[TokenBatch]) -> float:
     Args:
         model: Takes a batch as keyword arguments and returns logits [batch, tokens, vocabulary], or an output
             with `logits`.
-        batches: Dicts with `input_ids` [batch, tokens] and optionally `attention_mask`, whose zeros are
-            left out: they are not predicted, and nothing is predicted from them.
+        batches: `input_ids` [batch, tokens], or dicts with them and optionally `attention_mask`, whose zeros are
+            left out: they are not predicted, and nothing is predicted from them. They are moved to the model.
 
     Returns:
         The perplexity; infinity where it exceeds every float.
 
     Raises:
-        ConfigError: there is no token to predict.
+        ConfigError: a batch is something else, or there is no token to predict.
     """
     total, count = 0.0, 0
-    for batch in batches:
+    for batch in map(_named, batches):
         log_probs, keep = _log_probabilities(model, batch)
         total += _negative_log_likelihood(log_probs, keep, batch)
         count += int(keep.sum())
@@ -61,12 +61,12 @@ def compare(model: nn.Module, reference: nn.Module, batches: Iterable[TokenBatch
     """Compare `model` with `reference` over the same tokens; batches as in `perplexity`.
 
     Raises:
-        ConfigError: there is no token to predict.
+        ConfigError: a batch is something else, or there is no token to predict.
     """
     own, other, kl, same, count = 0.0, 0.0, 0.0, 0, 0
-    for batch in batches:
+    for batch in map(_named, batches):
         log_probs, keep = _log_probabilities(model, batch)
-        reference_log_probs, _ = _log_probabilities(reference, batch)
+        reference_log_probs = _log_probabilities(reference, batch)[0].to(log_probs.device)
         own += _negative_log_likelihood(log_probs, keep, batch)
         other += _negative_log_likelihood(reference_log_probs, keep, batch)
         divergence = (reference_log_probs.exp() * (reference_log_probs - log_probs)).sum(-1)
@@ -79,13 +79,28 @@ def compare(model: nn.Module, reference: nn.Module, batches: Iterable[TokenBatch
 
 def batches_on(batches: Iterable[TokenBatch], device: torch.device) -> Iterator[dict[str, Tensor]]:
     """Yield the batches moved to `device`."""
-    for batch in batches:
+    for batch in map(_named, batches):
         yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+def _named(batch: object) -> Mapping[str, Tensor]:
+    """Return a batch as keyword arguments of the model."""
+    named = {"input_ids": batch} if isinstance(batch, Tensor) else batch
+    if not isinstance(named, Mapping) or not isinstance(named.get("input_ids"), Tensor):
+        raise ConfigError(
+            f"a batch is a tensor of input_ids [batch, tokens] or a dict with them, found {type(batch).__name__}"
+            f"{f' of {list(batch)}' if isinstance(batch, Mapping) else ''}; octavo.text_batches makes such batches"
+        )
+    if named["input_ids"].dim() != 2:
+        raise ConfigError(f"input_ids must be [batch, tokens], found shape {tuple(named['input_ids'].shape)}")
+    return named
+
+
 @torch.no_grad()
-def _log_probabilities(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+def _log_probabilities(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return fp32 log-probabilities [batch, tokens − 1, vocabulary] and the mask of tokens that count."""
+    device = next((parameter.device for parameter in model.parameters()), batch["input_ids"].device)
+    (batch,) = batches_on([batch], device)
     output: Any = model(**batch)
     if not isinstance(output, Tensor) and not hasattr(output, "logits"):
         raise ConfigError(
@@ -95,11 +110,11 @@ def _log_probabilities(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Ten
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     keep = mask[:, :-1].bool() & mask[:, 1:].bool()  # padding on the left predicts nothing
-    return torch.log_softmax(logits[:, :-1].float(), dim=-1), keep
+    return torch.log_softmax(logits[:, :-1].float(), dim=-1), keep.to(logits.device)
 
 
-def _negative_log_likelihood(log_probs: Tensor, keep: Tensor, batch: TokenBatch) -> float:
-    targets = batch["input_ids"][:, 1:, None]
+def _negative_log_likelihood(log_probs: Tensor, keep: Tensor, batch: Mapping[str, Tensor]) -> float:
+    targets = batch["input_ids"][:, 1:, None].to(log_probs.device)
     return -float(log_probs.gather(-1, targets)[..., 0][keep].double().sum())
 
 

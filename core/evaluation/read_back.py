@@ -66,13 +66,11 @@ def exporter_of(directory: Path) -> Exporter:
     Raises:
         CheckpointError: there is none.
     """
-    names = plugins().exporter_names()
-    for exporter in map(plugins().exporter, names):
-        if exporter.detect(directory):
-            return exporter
-    raise CheckpointError(
-        f"{directory} is no quantized checkpoint of a known format; known: {', '.join(names)}"
-    )
+    exporter = plugins().exporter_for(directory)
+    if exporter is None:
+        known = ", ".join(plugins().exporter_names())
+        raise CheckpointError(f"{directory} is no quantized checkpoint of a known format; known: {known}")
+    return exporter
 
 
 @torch.no_grad()

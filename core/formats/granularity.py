@@ -7,6 +7,7 @@ the reduced dims; all numerics are written once, on that view.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from octavo.core.errors import ConfigError, ShapeError
+
+_AXIS = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -193,21 +196,21 @@ def granularity_from_json(data: Mapping[str, Any]) -> Granularity:
     Raises:
         ConfigError: the kind is unknown or a field is missing.
     """
-    match dict(data):
+    match data:
         case {"kind": "tensor", **rest} if not rest:
             return PER_TENSOR
         case {"kind": "token", **rest} if not rest:
             return PerToken()
         case {"kind": "channel", "axis": int(axis), **rest} if not rest:
             return PerChannel(axis)
-        case {"kind": "block", "sizes": dict(sizes), **rest} if not rest and all(map(_is_axis, sizes)):
+        case {"kind": "block", "sizes": dict(sizes), **rest} if not rest and _are_sizes(sizes):
             return PerBlock(tuple((int(axis), length) for axis, length in sizes.items()))
         case {"kind": "stacked", "each": dict(each), **rest} if not rest and each.get("kind") != "stacked":
             return Stacked(granularity_from_json(each))  # type: ignore[arg-type]
     raise ConfigError(
-        f"granularity {dict(data)!r} is not one of tensor, channel, token, block, stacked with their fields"
+        f"granularity {data!r} is not one of tensor, channel, token, block, stacked with their fields"
     )
 
 
-def _is_axis(text: Any) -> bool:
-    return isinstance(text, int) or (isinstance(text, str) and text.lstrip("-").isdigit())
+def _are_sizes(sizes: Mapping[Any, Any]) -> bool:
+    return all(_AXIS.fullmatch(str(axis)) and type(length) is int for axis, length in sizes.items())

@@ -29,6 +29,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     if bits == 8:
         return codes
+    if bits == 4:
+        even, odd = codes[..., ::2], codes[..., 1::2]
+        return even | torch.nn.functional.pad(odd << 4, (0, codes.shape[-1] % 2))
     per_group = 8 // math.gcd(8, bits)  # codes that fill whole bytes together
     bytes_per_group = per_group * bits // 8
     padding = -codes.shape[-1] % per_group
@@ -54,6 +57,8 @@ def unpack(packed: Tensor, bits: int, num_codes: int) -> Tensor:
         )
     if bits == 8:
         return packed
+    if bits == 4:
+        return torch.stack([packed & 0xF, packed >> 4], -1).flatten(-2)[..., :num_codes].contiguous()
     per_group = 8 // math.gcd(8, bits)
     bytes_per_group = per_group * bits // 8
     padding = -packed.shape[-1] % bytes_per_group

@@ -58,15 +58,10 @@ def encode(grid: Tensor, element: ElementType) -> Tensor:
         return grid.to(torch.int16).bitwise_and(2**element.bits - 1).to(torch.uint8)
     if element.name in _NATIVE_FLOATS:
         return grid.to(_NATIVE_FLOATS[element.name]).view(torch.uint8)
-    magnitude = grid.abs().nan_to_num(0.0)
-    mantissa, exponent = torch.frexp(magnitude)
-    is_normal = magnitude >= 2.0**element.smallest_exponent
-    steps_per_binade = 2**element.mantissa_bits
-    normal = (exponent - 1 + element.bias) * steps_per_binade + ((mantissa * 2 - 1) * steps_per_binade).int()
-    subnormal = (magnitude * 2.0 ** (element.mantissa_bits - element.smallest_exponent)).int()
-    code = torch.where(is_normal, normal, subnormal)
-    sign = torch.signbit(grid).int() << (element.bits - 1)
-    return torch.where(grid.isnan(), 0, code + sign).to(torch.uint8)
+    table = torch.tensor(_codes_by_steps(element), dtype=torch.uint8, device=grid.device)
+    steps = (grid.abs() / _code_values(element)[1]).nan_to_num(0.0).long()
+    sign = torch.signbit(grid).to(torch.uint8) << (element.bits - 1)
+    return torch.where(grid.isnan(), 0, torch.take(table, steps) | sign)
 
 
 def decode(codes: Tensor, element: ElementType) -> Tensor:
@@ -88,3 +83,11 @@ def _code_values(element: ElementType) -> tuple[float, ...]:
         fraction = mantissa / 2**element.mantissa_bits + (1 if exponent else 0)
         positive.append(fraction * 2.0 ** (max(exponent, 1) - element.bias))
     return (*positive, *(-value for value in positive))
+
+
+@cache
+def _codes_by_steps(element: ElementType) -> tuple[int, ...]:
+    """Return the code of each positive multiple of a float's smallest value; 0 where there is none."""
+    values = _code_values(element)[: 2 ** (element.bits - 1)]
+    codes = {int(value / values[1]): code for code, value in enumerate(values)}
+    return tuple(codes.get(steps, 0) for steps in range(max(codes) + 1))

@@ -23,6 +23,9 @@ ScaleType = Literal["float32", "e4m3", "e8m0"]
 Arithmetic = Literal["multiply", "divide", "divide_native"]
 Ties = Literal["even", "toward_zero"]
 
+# What JSON may hold in the fields whose values are checked no further.
+_JSON_TYPES = {"element": (str,), "global_max": (float, int, type(None)), "dynamic": (bool,)}
+
 
 @dataclass(frozen=True)
 class QuantSpec:
@@ -127,6 +130,8 @@ class QuantSpec:
         Raises:
             ConfigError: a field is unknown or has a value that does not exist.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"a QuantSpec is a dict of its fields, found {data!r}")
         fields = dict(data)
         for name in fields.keys() - cls.__dataclass_fields__.keys():
             raise ConfigError(
@@ -134,6 +139,9 @@ class QuantSpec:
             )
         if "element" not in fields:
             raise ConfigError(f"QuantSpec needs an 'element', found {sorted(fields)}")
+        for name, types in _JSON_TYPES.items():
+            if name in fields and type(fields[name]) not in types:
+                raise ConfigError(f"{name}={fields[name]!r} of QuantSpec; expected {types[0].__name__}")
         if "granularity" in fields:
             fields["granularity"] = granularity_from_json(fields["granularity"])
         return cls(**fields)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.core.errors import PlanError
+from octavo.core.errors import FOREIGN_FAILURES, PlanError
 from octavo.core.graph.dataflow import InputRecorder
+from octavo.core.graph.evaluating import evaluating
 from octavo.core.model.description import ModelDescription
 
 Groups = tuple[tuple[str, ...], ...]
@@ -50,12 +51,19 @@ def _restricted(groups: Iterable[tuple[str, ...]], kept: set[str]) -> Groups:
 @torch.no_grad()
 def probe(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]) -> InputRecorder:
     """Run `model(**inputs)` in eval mode and return what `layers` read; works on the meta device too."""
-    training = {module for module in model.modules() if module.training}
-    model.eval()
-    try:
-        with InputRecorder(layers) as recorder:
-            model(**inputs)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), InputRecorder(layers) as recorder:
+        model(**inputs)
     return recorder
+
+
+def probe_or_note(
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str, Any]
+) -> tuple[InputRecorder | None, str]:
+    """Return (what `probe` returns, ""), or (None, a sentence that says why the model does not run)."""
+    try:
+        return probe(model, layers, inputs), ""
+    except torch.OutOfMemoryError:  # says nothing about the model, and whatever follows would fail, too
+        raise
+    except FOREIGN_FAILURES as error:
+        lines = [type(error).__name__, *str(error).splitlines()]
+        return None, f"the dataflow probe could not run ({': '.join(lines[:2])})"

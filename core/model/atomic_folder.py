@@ -6,10 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from uuid import uuid4
 
-from octavo.core.errors import ExportError
+from octavo.core.errors import ExportError, listed
+
+_OWN_FILES = "octavo_*.json"  # the manifest of a checkpoint, the record of a saved model
 
 
 @contextmanager
@@ -21,11 +24,12 @@ def atomic_folder(directory: Path, overwrite: bool) -> Iterator[Path]:
 
     Args:
         directory: The final place; parents are created. A link to a folder stays one: its target is replaced.
-        overwrite: Replace a folder that is not empty.
+        overwrite: Replace a folder that Octavo wrote.
 
     Raises:
-        ExportError: `directory` is a file, is not empty and `overwrite` is off, or is a folder that cannot be
-            replaced as a whole (the current one, a mount point); or writing failed.
+        ExportError: `directory` is a file, is not empty and `overwrite` is off, holds something that Octavo did
+            not write, or is a folder that cannot be replaced as a whole (the current one, a mount point); or
+            writing failed.
     """
     directory = directory.resolve()
     check_place(directory, overwrite)
@@ -62,8 +66,14 @@ def check_place(directory: Path, overwrite: bool) -> None:
         )
     if directory.exists() and not directory.is_dir():
         raise ExportError(f"{directory} is a file; give a folder")
-    if directory.is_dir() and not overwrite and any(directory.iterdir()):
+    files = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    if files and not overwrite:
         raise ExportError(f"{directory} is not empty; give another folder, or overwrite=True (--overwrite)")
+    if files and not any(fnmatch(name, _OWN_FILES) for name in files):
+        raise ExportError(
+            f"{directory} has no {_OWN_FILES}, so Octavo did not write it and does not replace it; found "
+            f"{listed(files, 3)}. Give another folder, or remove this one yourself"
+        )
 
 
 def _fsync(path: Path) -> None:

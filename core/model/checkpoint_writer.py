@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ from octavo.core.model.module_names import module_names
 from octavo.core.model.shard_reader import write_manifest
 from octavo.core.model.shards import SafetensorsWriter, verify_shards
 from octavo.core.model.stored_weight import StoredWeight, check_layout
-from octavo.core.modules import tensor_quantizers
 from octavo.core.packed import PackedTensor
 from octavo.core.plugins import plugins
+from octavo.core.quantizers import TensorQuantizer
 
 NamedTensors = Iterator[tuple[str, Tensor]]
 
@@ -42,10 +43,13 @@ class WriteOptions:
     target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and not self.dtype.is_floating_point:
+        dtype, limit = self.dtype, self.max_shard_bytes
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ExportError(
-                f"dtype is that of the tensors that are not quantized, a float one; found {self.dtype}"
+                f"dtype is that of the tensors that are not quantized, a float one; found {dtype!r}"
             )
+        if not isinstance(limit, int) or limit < 1:
+            raise ExportError(f"max_shard_bytes is a whole number, at least 1; found {limit!r}")
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,15 @@ class Spelling:
 def write_checkpoint(
     model: nn.Module, export_dir: Path, spelling: Spelling, options: WriteOptions
 ) -> ExportReport:
-    """Write `model`, finalized for the time of writing; every tensor is read back before the folder appears.
+    """Write `model`, finalized for the time of writing; everything is read back before the folder appears.
 
     Raises:
-        ExportError: the model is finalized for something else, or the folder cannot be written.
+        ExportError: the model is finalized for something else, a tensor is not finite, or the folder cannot be
+            written.
+        CheckpointError: what was written does not read back.
     """
     with atomic_folder(export_dir, options.overwrite) as folder:
-        plugins().write_companions(model, folder, options.tokenizer, options.dtype or _dtype_of(model))
+        _write_companions(model, folder, options)
         writer, num_bytes = SafetensorsWriter(folder, options.max_shard_bytes), 0
         with _finalized(model, spelling.exporter, options.target):
             layout = _layout(model, spelling.weights)
@@ -96,6 +102,7 @@ def write_checkpoint(
         manifest = writer.finish()
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
+        _check_readable(folder, spelling.exporter)
     for warning in spelling.warnings:
         say(f"warning: {warning}", options.quiet)
     for difference in differences:
@@ -129,13 +136,32 @@ def _finalized(model: nn.Module, exporter: str, target: str | None) -> AbstractC
     return nullcontext() if other == name else finalized(model, exporter, target)
 
 
+def _write_companions(model: nn.Module, folder: Path, options: WriteOptions) -> None:
+    """Write the files beside the weights; a config.json with the dtype, which readers need, in any case."""
+    dtype = options.dtype or _dtype_of(model)
+    plugins().write_companions(model, folder, options.tokenizer, dtype)
+    config = folder / "config.json"
+    if not config.exists():
+        config.write_text(json.dumps({"dtype": str(dtype).removeprefix("torch.")}), encoding="utf-8")
+
+
+def _check_readable(folder: Path, exporter: str) -> None:
+    """Read a written checkpoint's files and scales as its users will; `verify_shards` has read the weights."""
+    checkpoint = plugins().exporter(exporter).open(folder)
+    checkpoint.activations()
+    checkpoint.describe()
+
+
 def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
 def _layout(model: nn.Module, weights: Mapping[str, StoredWeight]) -> CheckpointLayout:
     """Return where every tensor of the model is in checkpoints, quantizer state left out."""
-    quantizers = tuple(f"{name}." for name, _ in tensor_quantizers(model))
+    modules = model.named_modules(
+        remove_duplicate=False
+    )  # a shared layer under all of its names, as state dicts
+    quantizers = tuple(f"{name}." for name, module in modules if isinstance(module, TensorQuantizer))
     names = [name for name in model.state_dict() if not name.startswith(quantizers)]
     layout = plugins().checkpoint_layout(model, names)
     check_layout(weights, layout)
@@ -147,23 +173,34 @@ def _tensors(
 ) -> NamedTensors:
     """Yield every tensor but the dialect's others, block by block; tied ones once, under their first name."""
     source = InMemoryBlocks(model, plugins().describe_model(model))
-    values = model.state_dict(keep_vars=True)
+    tied = model.state_dict(keep_vars=True)
     written: set[int] = set()
     places: dict[str, list[tuple[str, Place]]] = {}
     for new, place in layout.places().items():
         places.setdefault(place.name, []).append((new, place))
     for block in source.blocks():
-        with source.materialized(block):
+        with source.materialized(block) as module:
+            values = module.state_dict(prefix=f"{block.name}." if block.name else "")
             for name in block.tensors:
-                if name not in places or id(values[name]) in written:
+                if name not in places or id(tied[name]) in written:
                     continue
-                written.add(id(values[name]))
+                written.add(id(tied[name]))
                 if name in spelling.weights:
                     yield from _weight_tensors(spelling, spelling.weights[name], layout)
                     continue
-                value = values[name].detach()
-                value = value.to(dtype) if dtype and value.is_floating_point() else value
+                value = _plain_value(name, values[name], dtype)
                 yield from ((new, place.of(value).contiguous()) for new, place in places[name])
+
+
+def _plain_value(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a tensor that is not quantized in the dtype to write it in."""
+    value = value.to(dtype) if dtype and value.is_floating_point() else value
+    if value.is_floating_point() and value.itemsize > 1 and not value.isfinite().all():
+        raise ExportError(
+            f"{name} has NaN or infinite values as {value.dtype}, which no engine computes with; repair the model, or "
+            "choose a dtype with a larger range"
+        )
+    return value
 
 
 def _weight_tensors(spelling: Spelling, weight: StoredWeight, layout: CheckpointLayout) -> NamedTensors:

@@ -32,7 +32,7 @@ def save(model: nn.Module, directory: str | Path, overwrite: bool = False) -> No
     Args:
         model: A model that modes were applied to (`quantize`, …); a plain one is saved with an empty record.
         directory: A new or empty folder.
-        overwrite: Replace a folder that is not empty.
+        overwrite: Replace a folder that Octavo wrote.
 
     Raises:
         ModeError: the model is finalized for a dialect.

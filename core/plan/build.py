@@ -10,11 +10,17 @@ from torch import nn
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.config import load_config
 from octavo.core.config.entries import parse_rules
-from octavo.core.errors import FOREIGN_FAILURES, ConfigError, UnsupportedError
-from octavo.core.graph.groups import Groups, probe, shared_input_groups
+from octavo.core.errors import ConfigError, UnsupportedError
+from octavo.core.graph.groups import Groups, probe_or_note, shared_input_groups
 from octavo.core.model.description import ModelDescription
 from octavo.core.plan.attention import left_out_attention
-from octavo.core.plan.checks import block_problems, state_problems, tensor_parallel_problems, tied_problems
+from octavo.core.plan.checks import (
+    block_problems,
+    state_problems,
+    tensor_parallel_problems,
+    tied_problems,
+    unshared_notes,
+)
 from octavo.core.plan.experts import expert_problems
 from octavo.core.plan.model_state import check_plain
 from octavo.core.plan.plan import Plan
@@ -22,7 +28,13 @@ from octavo.core.plan.settings import LayerSetting, decide_settings, without_cal
 from octavo.core.plan.sites import find_sites
 from octavo.core.plan.targets import target_problems
 from octavo.core.plan.tensors import plan_tensors
-from octavo.core.plan.unmatched import describe_unmatched, empty_problems, is_surprising, unmatched_rules
+from octavo.core.plan.unmatched import (
+    describe_unmatched,
+    empty_problems,
+    is_surprising,
+    unmatched_rules,
+    weightless_problems,
+)
 from octavo.core.plugins import plugins
 
 
@@ -43,8 +55,9 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
         PlanError: the family map contradicts the model's own dataflow, or a lazy layer has no shape yet.
     """
     check_plain(model)
-    if tp < 1:
-        raise ConfigError(f"tp={tp}: the tensor-parallel size must be at least 1")
+    plugins().check_model(model)
+    if not isinstance(tp, int) or tp < 1:
+        raise ConfigError(f"tp={tp!r}: the tensor-parallel size must be a whole number, at least 1")
     loaded = load_config(config)
     rules = parse_rules(loaded["quant_cfg"])
     sites, reasons = find_sites(model, plugins().mixins(model))
@@ -60,6 +73,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
     errors = [
         *algorithm_errors,
         *empty_problems(layers, unmatched, attention, reasons),
+        *weightless_problems(layers, rules, reasons),
         *expert_problems(model, reasons, rules),
         *block_problems(quantized),
         *state_problems(quantized),
@@ -97,15 +111,12 @@ def _groups(
         layer.site.name: layer.site.layer for layer in layers if "weight_quantizer" in layer.quantizers
     }
     inputs = plugins().tiny_inputs(model)
-    if inputs is None:
-        return shared_input_groups(watched, description, None), []
-    try:
-        probed = probe(model, watched, inputs).groups()
-    except FOREIGN_FAILURES as error:
-        lines = [type(error).__name__, *str(error).splitlines()]
-        note = f"the dataflow probe could not run ({': '.join(lines[:2])})"
-        return shared_input_groups(watched, description, None), [note]
-    return shared_input_groups(watched, description, probed), []
+    recorder, note = (None, "") if inputs is None else probe_or_note(model, watched, inputs)
+    probed = None if recorder is None else recorder.groups()
+    notes = [note] if note else []
+    if description is None and probed is None:
+        notes += unshared_notes(layers)
+    return shared_input_groups(watched, description, probed), notes
 
 
 def _default_notes(quant_cfg: Any) -> list[str]:

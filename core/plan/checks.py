@@ -11,6 +11,8 @@ from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec
 from octavo.core.model.description import ModelDescription
 from octavo.core.plan.settings import LayerSetting
 
+_KV_ROLES = ("attention.k", "attention.v")
+
 
 def block_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
     """Yield an error for each quantizer whose last dim is no multiple of its block."""
@@ -82,11 +84,34 @@ def tensor_parallel_problems(
         shape = layer.site.quantized.quantizer_shape(layer.site.layer, "weight_quantizer")
         axis = -1 if is_row else -2
         length = max([1, *(dict(_sizes(stage.spec)).get(axis, 1) for stage in stages)])
-        if shape and shape[axis] % (tp * length):
+        parts = split_parts(layer.site.name, description, tp)
+        if shape and shape[axis] % (parts * length):
             dim = "in_features" if is_row else "out_features"
-            yield (
-                f"{layer.site.name}: {dim} {shape[axis]} cannot be split over tp={tp} in whole blocks of {length}"
-            )
+            split = f"tp={tp}" if parts == tp else f"{parts} key/value heads, which tp={tp} replicates,"
+            yield f"{layer.site.name}: {dim} {shape[axis]} cannot be split over {split} in whole blocks of {length}"
+
+
+def split_parts(name: str, description: ModelDescription, tp: int) -> int:
+    """Return into how many parts `tp` ranks split a layer: fewer where there are fewer key/value heads."""
+    is_kv = any(block.roles.get(role) == name for block in description.blocks for role in _KV_ROLES)
+    return min(tp, description.hyperparameters.get("num_kv_heads", tp)) if is_kv else tp
+
+
+def unshared_notes(layers: Sequence[LayerSetting]) -> list[str]:
+    """Return what it means that nobody knows which layers read the same tensor, where that matters."""
+    sharing = [
+        layer.site.name
+        for layer in layers
+        if "weight_quantizer" in layer.quantizers and any(map(_is_shared, _weight_and_inputs(layer)))
+    ]
+    if len(sharing) < 2:
+        return []
+    return [
+        f"which of {len(sharing)} layers read the same tensor is unknown ({listed(sharing, 2)}): there is neither a "
+        "family map nor a tiny forward pass that runs. Layers that an engine joins (query, key and value, or gate and "
+        "up) keep per-tensor scales of their own, where the engine takes one for all: it may refuse them, or lose "
+        "accuracy"
+    ]
 
 
 def _head_problems(description: ModelDescription, tp: int) -> Iterator[str]:
@@ -96,6 +121,17 @@ def _head_problems(description: ModelDescription, tp: int) -> Iterator[str]:
         yield f"{heads} attention heads cannot be split over tp={tp}"
     if kv_heads % tp and tp % kv_heads:
         yield f"{kv_heads} key/value heads can be neither split over nor replicated to tp={tp}"
+
+
+def _weight_and_inputs(layer: LayerSetting) -> list[QuantSpec]:
+    names = ("weight_quantizer", "input_quantizer")
+    return [stage.spec for name in names for stage in layer.quantizers.get(name, ())]
+
+
+def _is_shared(spec: QuantSpec) -> bool:
+    """Whether layers that an engine joins have one such scale: a stored one of a whole tensor."""
+    is_static_tensor = isinstance(spec.granularity, PerTensor) and not spec.dynamic
+    return spec.global_max is not None or is_static_tensor
 
 
 def _sizes(spec: QuantSpec) -> tuple[tuple[int, int], ...]:

@@ -12,6 +12,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.fused import fused_groups
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
+from octavo.core.plan.checks import split_parts
 from octavo.core.plan.settings import LayerSetting
 
 
@@ -71,7 +72,7 @@ def _rank_shape(
         return None
     rows, columns = shape
     if description is not None and layer.site.name in description.column_parallel:
-        return rows // tp, columns
+        return rows // split_parts(layer.site.name, description, tp), columns
     if description is not None and layer.site.name in description.row_parallel:
         return rows, columns // tp
     return shape

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from octavo.core.config.presets import expected_misses
 from octavo.core.config.rules import Rule
-from octavo.core.errors import nearest
+from octavo.core.errors import listed, nearest
 from octavo.core.plan.settings import LayerSetting
 
 
@@ -48,14 +49,53 @@ def empty_problems(
     """
     if any(layer.is_quantized for layer in layers):
         return []
-    counts = [f"{count} x {reason}" for reason, count in Counter(reasons.values()).items()]
-    others = f". Layers that cannot be quantized: {'; '.join(counts)}" if counts else ""
+    others = _describe_reasons(reasons)
     if not layers:
         return [f"the model has no layer that can be quantized{others}"]
     missed = [describe_unmatched(rule, layers) for rule in unmatched if not rule.turns_off]
     why = "; ".join([*missed, *attention]) or "every entry that matches leaves its quantizers off"
     example = layers[0].names()[0]
     return [f"the config turns on no quantizer: {why}{others}. A quantizer's name looks like {example!r}"]
+
+
+def weightless_problems(
+    layers: Sequence[LayerSetting], rules: Sequence[Rule], reasons: Mapping[str, str]
+) -> list[str]:
+    """Return an error if the config asks for quantized weights and turns on other quantizers alone.
+
+    Args:
+        layers: The layers that can be quantized.
+        rules: The config.
+        reasons: Why other layers, by name, cannot be quantized.
+    """
+    asking = [rule for i, rule in enumerate(rules) if _asks_for_weights(rule, rules[i + 1 :])]
+    on = [layer for layer in layers if layer.is_quantized]
+    if not on or not asking or any(layer.quantizers.keys() & layer.site.weight_quantizers() for layer in on):
+        return []
+    off = [layer.site.name for layer in layers if layer.has_weight]
+    if not off and not reasons:
+        return []  # a model of norms and poolings alone
+    left = f". Layers whose weights the config leaves out: {listed(off)}" if off else ""
+    return [
+        f"entry {asking[0]} asks for quantized weights and no weight would be quantized, only other tensors of "
+        f"{len(on)} layers{_describe_reasons(reasons)}{left}. Leave that entry out if this is meant"
+    ]
+
+
+def _asks_for_weights(rule: Rule, later: Iterable[Rule]) -> bool:
+    """Whether the rule turns weights on, and no later one takes all of it back."""
+    return (
+        "weight_quantizer" in rule.pattern
+        and not rule.turns_off
+        and not any(
+            r.turns_off and r.parent_class is None and fnmatchcase(rule.pattern, r.pattern) for r in later
+        )
+    )
+
+
+def _describe_reasons(reasons: Mapping[str, str]) -> str:
+    counts = [f"{count} x {reason}" for reason, count in Counter(reasons.values()).items()]
+    return f". Layers that cannot be quantized: {'; '.join(counts)}" if counts else ""
 
 
 def _nearest_name(typed: str, names: Sequence[str]) -> str:

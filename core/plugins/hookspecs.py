@@ -80,6 +80,11 @@ def exporters() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Return {name: `package.module:object`} of `core.model.exporter.Exporter` objects. Called at loading."""
 
 
+@hookspec
+def check_model(model: nn.Module) -> None:
+    """Raise an OctavoError for a model of yours that must not be quantized. Called first by the plan."""
+
+
 @hookspec(firstresult=True)
 def describe_model(model: nn.Module) -> ModelDescription | None:
     """Return the model's blocks, roles and fused groups. Called by the plan and by exporters."""

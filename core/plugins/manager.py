@@ -51,6 +51,27 @@ class Plugins:
                 f"({type(error).__name__}: {error}); mend its plugin, or leave it out with OCTAVO_PLUGINS_OFF"
             ) from error
 
+    def exporter_for(self, directory: Path) -> Exporter | None:
+        """Return the exporter that reads the checkpoint in `directory`, or None when it is not quantized."""
+        return next((e for e in map(self.exporter, self.exporter_names()) if e.detect(directory)), None)
+
+    def check_unquantized(self, directory: Path) -> None:
+        """Refuse a folder that holds codes where weights are expected.
+
+        Raises:
+            CheckpointError: an exporter wrote it.
+        """
+        exporter = self.exporter_for(directory)
+        if exporter is not None:
+            raise CheckpointError(
+                f"{directory} is quantized already ({exporter.name}): its weights are codes; expected the original "
+                "model. octavo.load_quantized reads it, `octavo eval` and `octavo inspect` do, too"
+            )
+
+    def check_model(self, model: nn.Module) -> None:
+        """Call the hook `check_model`."""
+        self._hook.check_model(model=model)
+
     def describe_model(self, model: nn.Module) -> ModelDescription | None:
         """Call the hook `describe_model`."""
         return cast("ModelDescription | None", self._hook.describe_model(model=model))

@@ -59,7 +59,7 @@ def export_hf_checkpoint(
             its own, and the config has that of the first parameter.
         export_dir: A new or empty folder.
         tokenizer: Saved beside the weights when given.
-        overwrite: Replace a folder that is not empty.
+        overwrite: Replace a folder that Octavo wrote.
         max_shard_bytes: Start a new shard rather than exceed this.
         quiet: Print no warnings; they are in the report.
         target: Engine that will serve the checkpoint: `vllm`, `sglang`, `trtllm` or `transformers`.
@@ -68,7 +68,9 @@ def export_hf_checkpoint(
         ConfigError: the target is unknown.
         ModeError: the model is not quantized.
         ExportError: a quantizer was never calibrated, a format has no place in this dialect, the target refuses
-            it, the model was read from a quantized checkpoint, or the folder cannot be written.
+            it, the model was read from a quantized checkpoint, a tensor is not finite, or the folder cannot be
+            written.
+        CheckpointError: what was written does not read back.
     """
     if export_dir is None:
         raise ExportError("export_dir is missing: give the folder to write the checkpoint to")

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     )
     from octavo.core.calibration.summary import print_quant_summary
     from octavo.core.config import load_recipe, merge_configs, preset, preset_names, with_block_size
-    from octavo.core.errors import OctavoError
+    from octavo.core.errors import (
+        CalibrationError,
+        CheckpointError,
+        ConfigError,
+        ExportError,
+        ModeError,
+        OctavoError,
+        PlanError,
+        PluginError,
+        ShapeError,
+        UnsupportedError,
+    )
     from octavo.core.evaluation.language import compare, perplexity
     from octavo.core.evaluation.read_back import load_quantized
     from octavo.core.formats import QuantSpec
@@ -39,13 +50,22 @@ if TYPE_CHECKING:
     from octavo.exporters.unified_hf.writer import export_hf_checkpoint
 
 _MODULE_OF = {
+    "CalibrationError": "octavo.core.errors",
+    "CheckpointError": "octavo.core.errors",
+    "ConfigError": "octavo.core.errors",
+    "ExportError": "octavo.core.errors",
+    "ModeError": "octavo.core.errors",
     "OctavoError": "octavo.core.errors",
     "PackedTensor": "octavo.core.packed",
     "Plan": "octavo.core.plan",
+    "PlanError": "octavo.core.errors",
+    "PluginError": "octavo.core.errors",
     "QuantModule": "octavo.core.modules",
     "QuantSpec": "octavo.core.formats",
     "SequentialQuantizer": "octavo.core.quantizers",
+    "ShapeError": "octavo.core.errors",
     "TensorQuantizer": "octavo.core.quantizers",
+    "UnsupportedError": "octavo.core.errors",
     "calibrate": "octavo.core.calibration.quantize",
     "compare": "octavo.core.evaluation.language",
     "disable_quantizer": "octavo.core.calibration.quantizer_changes",
@@ -80,13 +100,22 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "ConfigError",
+    "ExportError",
+    "ModeError",
     "OctavoError",
     "PackedTensor",
     "Plan",
+    "PlanError",
+    "PluginError",
     "QuantModule",
     "QuantSpec",
     "SequentialQuantizer",
+    "ShapeError",
     "TensorQuantizer",
+    "UnsupportedError",
     "calibrate",
     "compare",
     "disable_quantizer",

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,3 +38,37 @@ def test_the_demo_texts_are_small() -> None:
 
 def test_quantize_and_export() -> None:
     assert "tensors" in run("examples/quantize_and_export.py")
+
+
+@pytest.mark.parametrize("qformat", ["int8", "mxfp4"])
+def test_hf_ptq(qformat: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--qformat", qformat, "--calib_size", "8", "--batch_size", "4", "--export_path", str(out)]
+
+    assert "tensors" in run("examples/hf_ptq.py", *flags)
+
+    scheme = json.loads((out / "hf_quant_config.json").read_text(encoding="utf-8"))["quantization"]
+    assert scheme["kv_cache_quant_algo"] == "FP8"
+
+
+def test_hf_ptq_says_why_it_refuses(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "examples/hf_ptq.py",
+        "--qformat",
+        "int4",
+        "--export_path",
+        str(tmp_path / "out"),
+    ]
+
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 1
+    assert "last dim 64 is not divisible by the block of 128" in result.stderr
+
+
+def test_moe() -> None:
+    lines = run("examples/moe.py").splitlines()
+
+    assert "model.layers.0.mlp.experts: tokens per expert" in lines[0]
+    assert lines[-1].endswith("read back equal: True")

@@ -114,7 +114,7 @@ def test_its_models_are_quantized_exported_and_read_back(
     assert payload < report.pop("bytes") < payload + 3 * 64 * 64 // 16 + 4096
     assert report == {
         "imported by loading": ["octavo_broken", "octavo_scaled", "octavo_scaled.plugin"],
-        "exporters": ["scaled", "unified_hf"],
+        "exporters": ["compressed_tensors", "scaled", "unified_hf"],
         "groups": [["left", "right"]],
         "classes": ["QuantScaledLinear"],
         "changed": True,

@@ -27,11 +27,15 @@ _HEAD = """# Families
 Written by `benchmarks/support_table.py` from the results of `tests/families`, which run every row on a tiny config of
 the installed transformers: plan, quantize, export, read back; the logits of the model read back equal those of the
 finalized simulation bit for bit. How layers are found: by the family map in `core/model/families`, which the model's
-own dataflow confirms, or by name. A family that is not listed goes by name, too. Mixture-of-experts families have
-tests of their own. [How to add one](plugins.md#a-model-family).
+own dataflow confirms, or by name. A family that is not listed goes by name, too.
+[How to add one](plugins.md#a-model-family).
 
 FP8: `FP8_DEFAULT_CFG`; INT8: `INT8_DEFAULT_CFG`; INT4: `INT4_BLOCKWISE_WEIGHT_ONLY_CFG` in blocks of 32; NVFP4:
-`NVFP4_DEFAULT_CFG`. The presets leave vision towers and language heads alone.
+`NVFP4_DEFAULT_CFG`. The presets leave vision towers, routers of experts and language heads alone. They quantize
+convolutions, which the dialect does not store: ViT and Whisper leave theirs out by a rule, as the refusal suggests.
+They quantize inputs of `nn.LayerNorm`, for which checkpoints have no place: the export's report says so. gpt-oss and
+Granite-MoE hold all experts of a layer in one tensor: they are simulated, and refused on export unless a rule leaves
+their experts out. Llama 4's experts have no quantized class: a plan names them and stops.
 
 | family | `model_type` | layers found | FP8 | INT8 | INT4 | NVFP4 |
 |---|---|---|---|---|---|---|
@@ -47,6 +51,7 @@ class FamilyCase:
     map: str | None = None
     class_name: str = ""
     reads: str = "text"
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_blocks(self) -> int:
@@ -61,6 +66,11 @@ class FamilyCase:
             return getattr(transformers, self.class_name)(config).eval()
         model: nn.Module = AutoModelForCausalLM.from_config(config)
         return model.eval()
+
+    def quant_config(self, format_name: str) -> dict[str, Any]:
+        """Return the preset of a format, without the layers that the case leaves out."""
+        rules = [{"quantizer_name": "*", "parent_class": name, "enable": False} for name in self.left_out]
+        return octavo.merge_configs(FORMATS[format_name], {"quant_cfg": rules})
 
     def batch(self) -> dict[str, Tensor]:
         """Two samples."""
@@ -83,7 +93,12 @@ def family_cases() -> dict[str, FamilyCase]:
     cases = yaml.safe_load(path.read_text(encoding="utf-8"))["cases"]
     return {
         name: FamilyCase(
-            name, case["config"], case.get("map"), case.get("class", ""), case.get("reads", "text")
+            name,
+            case["config"],
+            case.get("map"),
+            case.get("class", ""),
+            case.get("reads", "text"),
+            tuple(case.get("leaves_out", ())),
         )
         for name, case in cases.items()
     }

@@ -42,7 +42,6 @@ def evaluate(
 
 
 def _load(directory: Path, trust_remote_code: bool) -> nn.Module:
-    names = plugins().exporter_names()
-    if any(plugins().exporter(name).detect(directory) for name in names):
+    if plugins().exporter_for(directory) is not None:
         return load_quantized(directory, trust_remote_code)
     return plugins().load_model(directory, None, trust_remote_code)

@@ -18,9 +18,18 @@ Kv = Annotated[str | None, typer.Option(help="Preset for the KV cache, joined to
 Recipe = Annotated[Path | None, typer.Option(help="YAML recipe instead of a preset.")]
 BlockSize = Annotated[int | None, typer.Option(help="Block length of integer formats.")]
 Target = Annotated[
-    str | None, typer.Option(help="Engine that will serve it: vllm, sglang, trtllm, transformers.")
+    str | None,
+    typer.Option(
+        help="Engine that will serve it (vllm, sglang, trtllm, transformers): what it cannot load is refused, and "
+        "the checkpoint is written as it loads it best."
+    ),
 ]
-TensorParallel = Annotated[int, typer.Option("--tp", help="Tensor-parallel size it will be served with.")]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        "--tp", help="Tensor-parallel size it will be served with: what cannot be split is refused."
+    ),
+]
 Dtype = Annotated[
     str | None, typer.Option(help="Load as float32, bfloat16 or float16; default: as the config says.")
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import typer
 
 from octavo.cli import options, output
-from octavo.core.plugins import plugins
+from octavo.cli.skeleton import plan_checkpoint
 
 
 def plan(
@@ -25,12 +24,8 @@ def plan(
 
     Exits with 3 when `octavo quantize` would refuse.
     """
-    import octavo
-
-    config = options.config_from(preset, kv, recipe, block_size)
-    with torch.device("meta"):
-        skeleton = plugins().build_model(model, options.dtype_from(dtype), trust_remote_code)
-    made = octavo.plan(skeleton, config, target=target, tp=tp)
+    config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
+    made = plan_checkpoint(model, config, load_as, trust_remote_code, target, tp)
     if as_json:
         output.print_json(made.to_json())
     else:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options, output
+from octavo.cli.skeleton import check_needs_no_data, plan_checkpoint
+from octavo.core.errors import ConfigError
 from octavo.core.model.atomic_folder import check_place
 from octavo.core.plugins import DataRequest, plugins
 
@@ -40,10 +42,15 @@ def quantize(
     import octavo
 
     config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
-    check_place(out.resolve(), overwrite)
-    tokenizer = plugins().load_tokenizer(model, trust_remote_code)
-    batches = None
-    if calib_data is not None:
+    _check_out(model, out, overwrite)
+    made = plan_checkpoint(model, config, load_as, trust_remote_code, target, tp)
+    made.check()
+    tokenizer = batches = None
+    if calib_data is not None or _has_tokenizer(model):
+        tokenizer = plugins().load_tokenizer(model, trust_remote_code)
+    if calib_data is None:
+        check_needs_no_data(made)
+    else:
         request = DataRequest(calib_data, calib_size, seq_len, batch_size, seed)
         batches = plugins().text_batches(tokenizer, request)
     loaded = plugins().load_model(model, load_as, trust_remote_code, quiet)  # the slow part, after all checks
@@ -66,3 +73,16 @@ def quantize(
         output.print_text(
             f"{report.directory}: {report.num_tensors} tensors, {report.num_bytes / 1e6:,.2f} MB"
         )
+
+
+def _check_out(model: Path, out: Path, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written, or that holds the model: replacing it would delete the original."""
+    if model.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"--out {out} is MODEL ({model}) or a folder above it, which writing would replace; give another folder"
+        )
+    check_place(out.resolve(), overwrite)
+
+
+def _has_tokenizer(model: Path) -> bool:
+    return any(path.name.startswith(("tokenizer", "vocab")) for path in model.iterdir())

@@ -12,7 +12,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import octavo
-from octavo.core.errors import ConfigError, OctavoError, PluginError
+from helpers.tiny import tiny_llama
+from octavo.core.errors import CheckpointError, ConfigError, ModeError, OctavoError, PluginError
+from octavo.core.modes.storage import HF_METHOD
 from octavo.core.plugins import plugins
 
 
@@ -122,3 +124,44 @@ def test_perplexity_of_a_model_without_a_language_head_is_refused(copied: Path) 
         ConfigError, match=r"^LlamaModel returns BaseModelOutputWithPast, which has no logits; "
     ):
         octavo.perplexity(model, [{"input_ids": torch.arange(6)[None]}])
+
+
+def test_a_checkpoint_that_is_quantized_already_is_not_loaded_as_weights(copied: Path) -> None:
+    with_config(copied, quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"})
+
+    with pytest.raises(
+        CheckpointError, match=rf"^{copied} is quantized already \(unified_hf\).*original model"
+    ):
+        plugins().load_model(copied, None, False)
+
+
+def test_a_folder_that_save_wrote_is_not_loaded_as_weights(copied: Path) -> None:
+    with_config(copied, quantization_config={"quant_method": HF_METHOD})
+
+    with pytest.raises(CheckpointError, match=rf"quant_method '{HF_METHOD}' in config.json.*original model"):
+        plugins().load_model(copied, None, False)
+
+
+@pytest.mark.parametrize("method", ["modelopt", "compressed-tensors"])
+def test_a_model_that_transformers_read_from_codes_is_not_quantized(method: str) -> None:
+    model = tiny_llama()
+    model.config.quantization_config = {"quant_method": method}
+
+    with pytest.raises(
+        ModeError, match=rf"LlamaForCausalLM was loaded.*quant_method '{method}'.*original model"
+    ):
+        octavo.quantize(model, "INT8_WEIGHT_ONLY_CFG", quiet=True)
+    with pytest.raises(ModeError, match="quantized already"):
+        octavo.plan(model, "INT8_WEIGHT_ONLY_CFG")
+
+
+def test_building_draws_nothing_and_sets_buffers(stories: Path) -> None:
+    loaded, state = plugins().load_model(stories, None, False), torch.get_rng_state()
+
+    built = plugins().build_model(stories, None, False)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.config.tie_word_embeddings == (built.lm_head.weight is built.model.embed_tokens.weight)
+    buffers = dict(built.named_buffers())
+    assert buffers
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in loaded.named_buffers())

@@ -141,3 +141,30 @@ def test_windows_have_no_bos_where_the_tokenizer_adds_none(stories: Path, tmp_pa
     assert [window for window in windows if len(window) == 4] == [
         whole[start : start + 4] for start in range(0, len(whole) - 3, 4)
     ]
+
+
+def test_no_more_documents_are_tokenized_than_asked_for(
+    tokenizer: Any, documents: Callable[[list[str]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = documents([" ".join(WORDS[start : start + 4]) for start in range(15)])
+    seen: list[str] = []
+    original = type(tokenizer).__call__
+
+    def counted(self: Any, text: str, **options: Any) -> Any:
+        seen.append(text)
+        return original(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+
+    assert len(rows(octavo.text_batches(tokenizer, path, num_samples=4))) == len(seen) == 4
+
+
+def test_documents_that_are_too_short_are_replaced(
+    stories: Path, documents: Callable[[list[str]], Path]
+) -> None:
+    own = AutoTokenizer.from_pretrained(stories, add_bos_token=False)
+    short, whole = next(w for w in "abc" if len(own(w).input_ids) < 2), "Once upon a time"
+
+    found = rows(octavo.text_batches(own, documents([short] * 9 + [whole] * 3), num_samples=3))
+
+    assert found == [own(whole).input_ids] * 3

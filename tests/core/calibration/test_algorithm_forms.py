@@ -32,7 +32,9 @@ KNOWN = "known: max, mse, local_hessian, smoothquant, awq_lite, awq_clip, awq_fu
     ids=str,
 )
 def test_every_form_names_its_functions(algorithm: Any, count: int) -> None:
-    assert algorithms_of(algorithm) == [calibrate_max] * count
+    functions = [function.func for function in algorithms_of(algorithm)]  # type: ignore[attr-defined]
+
+    assert functions == [calibrate_max] * count
 
 
 def test_max_twice_calibrates_once() -> None:
@@ -105,6 +107,20 @@ def test_without_an_algorithm_weights_are_calibrated_all_the_same() -> None:
     assert calibrated_state(model)["0.weight_quantizer.amax"] == [float(model[0].weight.detach().abs().max())]  # type: ignore[index, union-attr]
     with torch.no_grad():
         assert model(rows()).isfinite().all()
+
+
+def test_data_that_is_not_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    config = {**octavo.FP8_DEFAULT_CFG, "algorithm": None}
+    said = (
+        "octavo: warning: the algorithm is None, so the calibration data was not run and calibrated nothing"
+    )
+
+    model = octavo.quantize(two_layers(), config, [rows()])
+    assert said in capsys.readouterr().err
+    octavo.calibrate(model, None, [rows()])
+    assert said in capsys.readouterr().err
+    octavo.quantize(two_layers(), config)
+    assert said not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("algorithm", [[], [None]], ids=str)

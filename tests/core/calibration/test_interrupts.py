@@ -65,7 +65,7 @@ def interrupted_at(line: int, files: tuple[str, ...], run: Callable[[], Any]) ->
         (("calibration/max.py",), 40),
         (("modes/transaction.py", "modes/record.py"), 5),
         (("modules/swap.py", "modules/wrappers.py"), 60),
-        (("calibration/forward_loop.py",), 15),
+        (("calibration/forward_loop.py", "graph/evaluating.py"), 15),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -17,12 +17,13 @@ from helpers.calibration_snapshot import snapshot
 from helpers.tiny import tiny_llama, token_batches
 from octavo.core.calibration.attach import attach, check_reached, detach
 from octavo.core.errors import CalibrationError, UnsupportedError
+from octavo.core.graph.groups import probe_or_note
 from octavo.core.plugins import Plugins
 
 HIDDEN = "model.layers.0.mlp.up_proj"
 MESSAGE = (
-    f"^3 quantizers of layers that ran were never reached: {HIDDEN}.input_quantizer, {HIDDEN}.weight_quantizer, "
-    f"{HIDDEN}.output_quantizer. Something replaced these layers' forward; quantize before whatever did, or "
+    f"^2 quantizers of layers that ran were never reached: {HIDDEN}.input_quantizer, {HIDDEN}.weight_quantizer. "
+    "Something replaced these layers' forward; quantize before whatever did, or "
     "exclude them$"
 )
 
@@ -52,9 +53,7 @@ def test_attention_that_no_longer_goes_through_the_interface_is_found() -> None:
     attention = model.get_submodule("model.layers.0.self_attn")
     attention.config = model.config  # not the one that routes to quantizers
 
-    message = (
-        "^3 quantizers .* model.layers.0.self_attn.q_bmm_quantizer, .*k_bmm_quantizer, .*v_bmm_quantizer"
-    )
+    message = "^2 quantizers .* model.layers.0.self_attn.k_bmm_quantizer, .*v_bmm_quantizer"
     with pytest.raises(CalibrationError, match=message):
         check_reached(model)
 
@@ -82,6 +81,45 @@ def test_models_that_no_adapter_can_run_are_not_checked() -> None:
     hide(model, "0")
 
     check_reached(model)
+
+
+def test_a_quantizer_that_is_off_need_not_be_reached() -> None:
+    model = attached(tiny_llama(num_hidden_layers=1))
+    hide(model)
+    for name in ("input_quantizer", "weight_quantizer"):
+        model.get_submodule(f"{HIDDEN}.{name}").enabled = False
+
+    check_reached(model)
+
+
+def test_a_tiny_forward_pass_that_fails_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    model = attached(tiny_llama(num_hidden_layers=1))
+    fail(model, TypeError("no batch of one token"))
+
+    check_reached(model)
+    assert capsys.readouterr().err == (
+        "octavo: warning: the dataflow probe could not run (TypeError: no batch of one token), so whether every "
+        "quantizer is reached was not checked\n"
+    )
+    check_reached(model, quiet=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_memory_that_runs_out_is_no_note() -> None:
+    model = attached(tiny_llama(num_hidden_layers=1))
+    fail(model, torch.OutOfMemoryError("CUDA out of memory"))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        check_reached(model)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe_or_note(model, {}, {})
+
+
+def fail(model: nn.Module, error: Exception) -> None:
+    def hook(*_: Any) -> None:
+        raise error
+
+    model.register_forward_pre_hook(hook)
 
 
 def test_hooks_of_accelerate_run_the_quantized_class_in_either_order() -> None:
@@ -118,7 +156,7 @@ def test_quantize_undoes_everything_when_the_check_fails(monkeypatch: pytest.Mon
     classes = [type(module) for module in model.modules()]
     monkeypatch.setattr(Plugins, "prepare_model", prepare_and_hide)
 
-    with pytest.raises(CalibrationError, match=r"^3 quantizers of layers that ran were never reached"):
+    with pytest.raises(CalibrationError, match=r"^2 quantizers of layers that ran were never reached"):
         octavo.quantize(model, "FP8_DEFAULT_CFG", token_batches(1), quiet=True)
 
     assert [type(module) for module in model.modules()] == classes

@@ -22,7 +22,9 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         [{"block_sizes": {-1: 32}}],
     ),
     "off keeps attributes": ({W: {"num_bits": 4}, "*up_proj*": {"enable": False}}, [{"num_bits": 4, "enable": False}]),
-    "on must be said": ({"default": {"enable": False}, W: {"num_bits": 4}}, [{"num_bits": 4, "enable": False}]),
+    "attributes turn on": ({"default": {"enable": False}, W: {"num_bits": 4}}, [{"num_bits": 4}]),
+    "no attributes, no change": ({"default": {"enable": False}, W: {}}, [{"enable": False}]),
+    "off stays off": ({W: {"num_bits": 4, "enable": False}}, [{"num_bits": 4, "enable": False}]),
     "on is said": ({"default": {"enable": False}, W: {"num_bits": 4, "enable": True}}, [{"num_bits": 4}]),
     "only a default": ({"default": {"num_bits": 4}}, [{"num_bits": 4}]),
     "default is no glob": ({"default": {"num_bits": 4}, "*default*": {"axis": 0}}, [{"num_bits": 4}]),
@@ -39,7 +41,8 @@ def test_default_comes_first_wherever_it_stands() -> None:
 
     for order in itertools.permutations(items):
         assert decided(dict(order)) == [{"num_bits": 4, "axis": 0}], order
-        assert decided(dict(order), INPUT) == [{"num_bits": 4, "axis": 0, "enable": False}], order
+        assert decided(dict(order), "lm_head.weight_quantizer") == [{"num_bits": 4}], order
+        assert decided(dict(order), "lm_head.input_quantizer") == [{"num_bits": 4, "enable": False}], order
 
 
 def test_entries_nested_under_a_class() -> None:
@@ -68,7 +71,7 @@ def test_the_same_content_means_something_else_in_the_other_form() -> None:
 
     assert decided({"*": every, W: weight}) == [{"num_bits": 6, "axis": 0}]
     assert decided([entry("*", every), entry(W, weight)]) == [{"num_bits": 6}]
-    assert not is_on({"*": {"enable": False}, W: weight})
+    assert is_on({"*": {"enable": False}, W: weight})
     assert is_on([OFF, entry(W, weight)])
 
 

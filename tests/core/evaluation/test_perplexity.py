@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import octavo
 from helpers.evaluation_reference import CASES, Logits, padded, plain_perplexity, random_table
 from helpers.tiny import VOCABULARY, tiny_llama, token_batches
+from octavo.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,3 +78,23 @@ def test_a_trained_model_predicts_its_own_kind_of_text(stories: Path) -> None:
 
     assert found == pytest.approx(plain_perplexity(model, [batch]), rel=1e-6)
     assert found < 8
+
+
+def test_a_tensor_is_a_batch_of_input_ids() -> None:
+    model, ids = tiny_llama(), token_batches()[0]
+
+    assert octavo.perplexity(model, [ids]) == octavo.perplexity(model, [{"input_ids": ids}])
+    assert octavo.compare(model, model, [ids]).kl == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ("Once upon a time", "found str; octavo.text_batches makes"),
+        ({"tokens": torch.ones(1, 2)}, r"found dict of \['tokens'\]"),
+        (torch.ones(4, dtype=torch.int64), r"input_ids must be \[batch, tokens\], found shape \(4,\)"),
+    ],
+)
+def test_other_batches_are_refused(batch: Any, found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        octavo.perplexity(tiny_llama(), [batch])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -81,11 +82,16 @@ def test_a_block_axis_that_does_not_exist(axis: int, num_dims: int) -> None:
         {"kind": "channel", "axis": "0"},
         {"kind": "block"},
         {"kind": "block", "sizes": 16},
+        {"kind": "block", "sizes": {"-1": "16"}},
+        {"kind": "block", "sizes": {"--1": 16}},
+        "tensor",
+        ["tensor"],
+        None,
     ],
     ids=str,
 )
-def test_json_of_no_granularity(data: dict[str, object]) -> None:
-    message = f"granularity {data!r} is not one of tensor, channel, token, block with their fields"
+def test_json_of_no_granularity(data: Any) -> None:
+    message = f"granularity {data!r} is not one of tensor, channel, token, block, stacked with their fields"
 
     with pytest.raises(ConfigError, match=re.escape(message)):
         granularity_from_json(data)

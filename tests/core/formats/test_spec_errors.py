@@ -116,3 +116,20 @@ def test_state_shapes(granularity: Any, shape: tuple[int, ...]) -> None:
 
     assert spec.state_shape("amax", (6, 40)) == shape
     assert spec.state_shape("global_amax", (6, 40)) == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["e4m3"], "a QuantSpec is a dict of its fields, found ['e4m3']"),
+        ({"element": 5}, "element=5 of QuantSpec; expected str"),
+        ({"element": "int8", "global_max": "x"}, "global_max='x' of QuantSpec; expected float"),
+        ({"element": "int8", "dynamic": "no"}, "dynamic='no' of QuantSpec; expected bool"),
+        ({"element": "int8", "granularity": "tensor"}, "granularity 'tensor' is not one of"),
+        ({"element": "int8", "scale": ["e4m3"]}, "scale=['e4m3']; expected one of"),
+    ],
+    ids=str,
+)
+def test_json_of_other_types(data: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        QuantSpec.from_json(data)

@@ -25,7 +25,7 @@ def fill(folder: Path) -> None:
 def old(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
-    (folder / "old.txt").write_text("old")
+    (folder / "octavo_old.json").write_text("old")
     return folder
 
 
@@ -68,7 +68,7 @@ def test_a_relative_path_means_the_folder_of_the_moment(
 def test_overwriting_replaces_the_whole_folder(old: Path) -> None:
     with atomic_folder(old, overwrite=True) as folder:
         fill(folder)
-        assert contents(old) == {"old.txt": b"old"}
+        assert contents(old) == {"octavo_old.json": b"old"}
 
     assert contents(old.parent) == {f"out/{name}": data for name, data in NEW.items()}
 
@@ -79,7 +79,24 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_work(old: Path) -> Non
     with pytest.raises(ExportError, match=message), atomic_folder(old, overwrite=False):
         raise AssertionError("work was begun")
 
-    assert contents(old.parent) == {"out/old.txt": b"old"}
+    assert contents(old.parent) == {"out/octavo_old.json": b"old"}
+
+
+def test_a_folder_that_octavo_did_not_write_is_not_replaced(tmp_path: Path) -> None:
+    """The model that is quantized, say, or a home."""
+    source = {"out/config.json": b"{}", "out/model.safetensors": b"weights"}
+    (tmp_path / "out").mkdir()
+    for name, data in source.items():
+        (tmp_path / name).write_bytes(data)
+    message = (
+        rf"^{re.escape(str(tmp_path / 'out'))} has no octavo_\*.json, so Octavo did not write it and does not replace "
+        r"it; found config.json, model.safetensors. Give another folder, or remove this one yourself$"
+    )
+
+    with pytest.raises(ExportError, match=message), atomic_folder(tmp_path / "out", overwrite=True):
+        raise AssertionError("work was begun")
+
+    assert contents(tmp_path) == source
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -12,7 +12,7 @@ from helpers.model_folders import contents, some_tensors, write
 from octavo.core.errors import CheckpointError, ExportError
 from octavo.core.model.atomic_folder import atomic_folder
 
-OLD = {"out/old.txt": b"old"}
+OLD = {"out/octavo_old.json": b"old"}
 
 
 @pytest.fixture(params=["old", "empty", "new"])
@@ -21,7 +21,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param != "new":
         folder.mkdir()
     if request.param == "old":
-        (folder / "old.txt").write_text("old")
+        (folder / "octavo_old.json").write_text("old")
     return folder
 
 
@@ -115,7 +115,7 @@ def test_a_failure_after_the_rename_does_not_claim_that_nothing_was_put_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
+    (tmp_path / "out" / "octavo_old.json").write_text("old")
     real = os.fsync
 
     def fsync(descriptor: int) -> None:

@@ -62,6 +62,32 @@ def test_models_whose_layers_no_quantized_class_stands_for() -> None:
     )
 
 
+def test_weights_that_were_asked_for_and_none_quantized() -> None:
+    """Only the norm's input could be."""
+    error = only_error(planned("FP8_DEFAULT_CFG", nn.Sequential(nn.EmbeddingBag(8, 8), nn.LayerNorm(8))))
+
+    assert error == (
+        "entry '*weight_quantizer' asks for quantized weights and no weight would be quantized, only other tensors of "
+        "1 layers. Layers that cannot be quantized: 1 x no quantized class for EmbeddingBag. Leave that entry out if "
+        "this is meant"
+    )
+
+
+def test_a_glob_for_weights_that_matches_none() -> None:
+    entries = [entry("*wrong.weight_quantizer", {"num_bits": 8}), entry("*input_quantizer", {"num_bits": 8})]
+    error = only_error(planned({"quant_cfg": entries}, linears()))
+
+    assert error.startswith("entry '*wrong.weight_quantizer' asks for quantized weights")
+    assert "Layers whose weights the config leaves out: 0" in error
+
+
+@pytest.mark.parametrize("off", [OFF, entry("*weight_quantizer", enable=False)], ids=str)
+def test_weights_that_are_turned_off_again(off: Any) -> None:
+    config = octavo.merge_configs("FP8_DEFAULT_CFG", {"quant_cfg": [off]}, "FP8_KV_CFG")
+
+    assert planned(config).errors == ()
+
+
 def test_quantize_refuses() -> None:
     with pytest.raises(
         PlanError, match=r"the plan has 1 problem.*nothing was changed:\n  the model has no layer that"

@@ -39,10 +39,8 @@ def test_by_no_entry() -> None:
     assert reason(plan, "lm_head.weight") == "no entry of the config matches its weight"
 
 
-def test_by_an_entry_of_the_older_form_that_does_not_turn_on() -> None:
-    plan = planned(
-        {"quant_cfg": {"default": {"enable": False}, "*q_proj.weight_quantizer": {"enable": True}, "*": FP8}}
-    )
+def test_by_an_entry_of_the_older_form_that_says_nothing() -> None:
+    plan = planned({"quant_cfg": {"default": {"enable": False}, "*q_proj.weight_quantizer": FP8, "*": {}}})
 
     assert reason(plan, "lm_head.weight") == "left off by '*', which does not say enable=True"
 

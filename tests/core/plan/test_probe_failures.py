@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.plan_models import SIZES, planned
@@ -36,8 +38,28 @@ def test_the_note_gives_the_reason_and_the_map_stands_in() -> None:
 def test_without_a_map_there_are_no_groups(error: Exception) -> None:
     plan = planned("INT8_DEFAULT_CFG", failing(error, "unheard_of"))
 
-    assert plan.warnings == (f"the dataflow probe could not run ({type(error).__name__}: later)",)
+    failed, unshared = plan.warnings
+    assert failed == f"the dataflow probe could not run ({type(error).__name__}: later)"
+    assert unshared.startswith(
+        "which of 14 layers read the same tensor is unknown (model.layers.0.self_attn.q_proj, "
+    )
+    assert "keep per-tensor scales of their own, where the engine takes one for all" in unshared
     assert plan.groups == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "number"), [("FP8_DEFAULT_CFG", 1), ("NVFP4_DEFAULT_CFG", 1), ("MXFP8_DEFAULT_CFG", 0)]
+)
+def test_models_that_no_adapter_can_run_and_scales_of_whole_tensors(config: str, number: int) -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+
+    assert len(planned(config, model).warnings) == number
+    assert planned(config, model[:1]).warnings == ()
+
+
+def test_memory_that_runs_out_is_no_note() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        planned("INT8_DEFAULT_CFG", failing(torch.OutOfMemoryError("CUDA out of memory")))
 
 
 def test_training_flags_are_as_they_were() -> None:

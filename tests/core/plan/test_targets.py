@@ -66,8 +66,8 @@ def test_formats_that_the_checkpoint_cannot_store() -> None:
     embedding, error = planned(weights({"num_bits": 5}), target="trtllm").errors
 
     assert embedding == (
-        "trtllm and Embedding weights int5 tensor: refused (checkpoints store quantized linear layers only); "
-        "layers model.embed_tokens"
+        "trtllm and weights int5 tensor of other layers: refused (checkpoints store quantized linear layers "
+        "only); layers model.embed_tokens"
     )
     assert (
         "trtllm and weights int5 tensor, inputs None: refused (the unified HF dialect cannot store this"

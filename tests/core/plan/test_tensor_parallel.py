@@ -68,6 +68,25 @@ def test_widths_that_do_not_split_at_all() -> None:
     ]
 
 
+def test_replicated_heads_are_cut_no_further() -> None:
+    """Each of 2 key/value heads has 32 rows, whole blocks of 32; a quarter of them would not be."""
+    config = {
+        "quant_cfg": [
+            {
+                "quantizer_name": "*self_attn.[kvo]_proj.weight_quantizer",
+                "cfg": {"num_bits": 8, "block_sizes": {-1: 16, -2: 32}},
+            }
+        ]
+    }
+
+    assert planned(config, tp=4).errors == ()
+    errors = planned(config, new_model(device="meta", head_dim=16), tp=4).errors
+    assert errors[0] == (
+        "model.layers.0.self_attn.k_proj: out_features 32 cannot be split over 2 key/value heads, which tp=4 "
+        "replicates, in whole blocks of 32"
+    )
+
+
 def test_layers_that_are_left_out_are_not_checked() -> None:
     model = new_model(device="meta", intermediate_size=255)
     config = {"quant_cfg": [{"quantizer_name": "*self_attn.*weight_quantizer", "cfg": {"num_bits": 8}}]}

@@ -102,7 +102,7 @@ def test_a_plain_module_gets_metadata_and_its_own_names(tmp_path: Path) -> None:
         "2.weight",
         "2.weight_scale",
     ]
-    assert json_of(directory / "config.json").keys() == {"quantization_config"}
+    assert json_of(directory / "config.json").keys() == {"dtype", "quantization_config"}
 
 
 def test_without_a_dtype_every_tensor_keeps_its_own(tmp_path: Path) -> None:

@@ -48,11 +48,11 @@ def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
 
     with pytest.raises(ExportError, match=rf"^{tmp_path} is not empty; .*overwrite=True \(--overwrite\)$"):
         export(quantized("INT8_WEIGHT_ONLY_CFG"), tmp_path)
+    with pytest.raises(
+        ExportError, match=rf"^{tmp_path} has no octavo_.*; found notes.txt\. Give another folder"
+    ):
+        export(quantized("INT8_WEIGHT_ONLY_CFG"), tmp_path, overwrite=True)
     assert digests(tmp_path) == before
-
-    export(quantized("INT8_WEIGHT_ONLY_CFG"), tmp_path, overwrite=True)
-    assert (tmp_path / "hf_quant_config.json").exists()
-    assert not (tmp_path / "notes.txt").exists()
 
 
 def test_a_file_in_the_folders_place(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ class ScaledDialect:
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
         return weight
 
-    def weight_state(self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    def weight_state(
+        self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
+    ) -> dict[str, Tensor]:
         return state
 
     def has_place_for(self, layer: nn.Module, quantizer: str) -> bool:
