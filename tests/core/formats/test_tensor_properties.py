@@ -13,7 +13,7 @@ from octavo.core.formats import PerBlock, PerToken, QuantSpec, dequantize, fake_
 from octavo.core.formats.scales import scales_from_amax
 from oracles import number_formats as oracle
 
-EXACT = settings(derandomize=True, deadline=None, max_examples=250)
+EXACT = settings(derandomize=True, deadline=None, max_examples=120)
 ROWS, COLUMNS = 3, 8
 
 STATIC: list[dict[str, Any]] = [
