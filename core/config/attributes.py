@@ -21,7 +21,7 @@ from octavo.core.quantizers import Calibrator
 
 E4M3_MAX = 448.0
 _FLOAT_NAMES = {(4, 3): "e4m3", (5, 2): "e5m2", (2, 1): "e2m1", (3, 2): "e3m2", (2, 3): "e2m3"}
-_BLOCK_OPTIONS = ("type", "scale_bits", "scale_block_sizes", "four_over_six")
+_BLOCK_OPTIONS = ("type", "scale_bits", "scale_block_sizes", "scale_rounding", "four_over_six")
 # Attributes that are understood and not available yet, with the value that means "not used".
 _UNAVAILABLE = {
     "fake_quant": True,
@@ -41,7 +41,8 @@ class QuantizerAttributes(BaseModel):
         enable: Whether the quantizer rounds.
         num_bits: Integer width, (exponent, mantissa) bits, or a name such as "e4m3".
         axis: Axis that keeps its own scales; None for one scale per tensor.
-        block_sizes: {negative axis: length}, with the options `type`, `scale_bits`; excludes `axis`.
+        block_sizes: {negative axis: length}, with the options `type`, `scale_bits`, `scale_rounding` (`ceil`, `even`
+            or `floor`; ours, for E8M0 scales); excludes `axis`.
         type: `dynamic` computes scales from the values at hand; `block_sizes` may say it, too.
         unsigned: Integer codes start at 0.
         narrow_range: Integer codes leave out the lowest one, so that the range is symmetric.
@@ -190,8 +191,11 @@ class QuantizerAttributes(BaseModel):
                 )
             granularity = PerBlock(tuple(lengths.items()))
         scale = self._scale_type(options.get("scale_bits"))
+        if scale == "e8m0" and not dynamic:
+            raise ConfigError("e8m0 scales are computed from the values at hand: use type='dynamic'")
         global_max = element_type(element).max * E4M3_MAX if scale == "e4m3" else None
-        return QuantSpec(element, granularity, scale, global_max, dynamic)
+        rounding = options.get("scale_rounding", "ceil")
+        return QuantSpec(element, granularity, scale, global_max, dynamic, scale_rounding=rounding)
 
     def _is_dynamic(self, block_type: Any) -> bool:
         if block_type not in ("static", "dynamic"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from octavo.core.config.rules import Attributes
 from octavo.core.formats import PerBlock, PerChannel, PerToken, QuantSpec, element_type
 
@@ -15,7 +17,9 @@ def spec_attributes(spec: QuantSpec) -> Attributes:
         spec: A format that a config made; a dialect's own arithmetic (see `finalize`) has no attributes.
     """
     attributes = _element_attributes(spec.element)
-    options = {"scale_bits": _SCALE_BITS[spec.scale]} if spec.scale in _SCALE_BITS else {}
+    options: dict[str, Any] = {"scale_bits": _SCALE_BITS[spec.scale]} if spec.scale in _SCALE_BITS else {}
+    if spec.scale_rounding != "ceil":
+        options["scale_rounding"] = spec.scale_rounding
     match spec.granularity:
         case PerChannel(axis):
             attributes["axis"] = axis

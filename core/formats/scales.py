@@ -16,6 +16,7 @@ E4M3_MAX = 448.0
 E4M3_SMALLEST = 2.0**-9
 E8M0_BIAS = 127
 E8M0_NAN = 255
+_ULP = 2.0**-24  # of fp32 mantissas in [0.5, 1), as frexp returns them
 SCALE_DTYPES = {"float32": torch.float32, "e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
 
 
@@ -41,14 +42,15 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
 
     Args:
         amax: fp32, any shape: largest magnitude of each block. A zero block gets the scale 1 (e8m0: 2^−127),
-            so that its codes are zero and no reader ever divides by zero.
+            so that its codes are zero and no reader ever divides by zero. With a float32 scale it may be negative:
+            the step is then, and an integer format's longer side lies on the positive values.
         global_amax: fp32 [], or [n] for n stacked tensors: its largest magnitude; used where the spec
             has two levels.
         spec: The format.
     """
     largest = spec.element_type.max
     if spec.scale == "e8m0":
-        biased = torch.where(amax == 0, 0, _exponent_that_covers(amax, largest) + E8M0_BIAS)
+        biased = torch.where(amax == 0, 0, _exponent(amax, spec) + E8M0_BIAS)
         biased = biased.clamp(0, 2 * E8M0_BIAS)
         biased = torch.where(amax.isfinite(), biased, E8M0_NAN)
         return Scales(biased.to(torch.uint8), None, decode_e8m0(biased), None)
@@ -58,7 +60,7 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
         ratio = torch.where(amax == 0, 1.0, ratio).clamp(E4M3_SMALLEST, E4M3_MAX)
         stored = ratio.to(torch.float8_e4m3fn)
         return Scales(stored, global_scale, stored.float() * beside(global_scale, amax), None)
-    is_zero = amax < SMALLEST_AMAX
+    is_zero = amax.abs() < SMALLEST_AMAX
     if spec.arithmetic == "multiply":
         inverse = torch.where(is_zero, 1.0, _inverse(amax, spec))
         return Scales(1.0 / inverse, None, 1.0 / inverse, inverse)
@@ -66,11 +68,13 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
     return Scales(step, None, step, None)
 
 
-def _exponent_that_covers(amax: Tensor, largest: float) -> Tensor:
-    """Return the smallest e with `largest · 2^e >= amax`, exactly: ceil(log2(amax / largest))."""
+def _exponent(amax: Tensor, spec: QuantSpec) -> Tensor:
+    """Return the exponent of e8m0 scales, exactly; `ceil`: the smallest e with `largest · 2^e >= amax`."""
     mantissa, exponent = torch.frexp(amax)
-    largest_mantissa, largest_exponent = math.frexp(largest)
-    return exponent - largest_exponent + (mantissa > largest_mantissa).int()
+    largest_mantissa, largest_exponent = math.frexp(spec.element_type.max)
+    half_a_step = 2.0 ** -(spec.element_type.mantissa_bits + 2)
+    still_down = {"ceil": largest_mantissa, "even": 1 - half_a_step - _ULP, "floor": 1.0}[spec.scale_rounding]
+    return exponent - largest_exponent + (mantissa > still_down).int()
 
 
 def _inverse(amax: Tensor, spec: QuantSpec) -> Tensor:

@@ -22,7 +22,9 @@ from octavo.core.formats.granularity import (
 ScaleType = Literal["float32", "e4m3", "e8m0"]
 Arithmetic = Literal["multiply", "divide", "divide_native"]
 Ties = Literal["even", "toward_zero"]
+ScaleRounding = Literal["ceil", "even", "floor"]
 
+_CHOICES = {"scale": ScaleType, "arithmetic": Arithmetic, "ties": Ties, "scale_rounding": ScaleRounding}
 # What JSON may hold in the fields whose values are checked no further.
 _JSON_TYPES = {"element": (str,), "global_max": (float, int, type(None)), "dynamic": (bool,)}
 
@@ -34,8 +36,8 @@ class QuantSpec:
     Attributes:
         element: Name of the element type of the codes.
         granularity: Which elements share a (first-level) scale.
-        scale: Type in which first-level scales are stored. `e8m0` is a power of two, rounded up so that no
-            value saturates; `e4m3` needs a second level.
+        scale: Type in which first-level scales are stored. `e8m0` is a power of two (see `scale_rounding`);
+            `e4m3` needs a second level.
         global_max: None for one level. Otherwise a second, per-tensor fp32 scale is
             ``global_amax / global_max``; NVFP4 uses 6 · 448 = 2688.
         dynamic: First-level scales are computed from the values at hand instead of a calibrated `amax`.
@@ -45,6 +47,9 @@ class QuantSpec:
             do. `divide_native`: the quotient is first rounded to the dtype of x (double rounding in bf16,
             which one dialect's bytes need). With e4m3 and e8m0 scales, always x / scale.
         ties: `even`, or `toward_zero` with every exact zero stored as −0 (one dialect's MXFP4).
+        scale_rounding: Which power of two an `e8m0` scale is. `ceil`: the smallest with which no value saturates.
+            `floor`: 2^(⌊log2 amax⌋ − emax), of the OCP MX specification 1.0. `even`: the same after amax was
+            rounded to the mantissa bits of the element.
     """
 
     element: str
@@ -54,6 +59,7 @@ class QuantSpec:
     dynamic: bool = False
     arithmetic: Arithmetic = "multiply"
     ties: Ties = "even"
+    scale_rounding: ScaleRounding = "ceil"
 
     def __post_init__(self) -> None:
         element_type(self.element)
@@ -62,12 +68,14 @@ class QuantSpec:
             object.__setattr__(self, "global_max", float(self.global_max))
             if not 0 < self.global_max < math.inf:
                 raise ConfigError(f"global_max={self.global_max}: must be a positive number")
-        for field, allowed in (("scale", ScaleType), ("arithmetic", Arithmetic), ("ties", Ties)):
+        for field, allowed in _CHOICES.items():
             value = getattr(self, field)
             if value not in get_args(allowed):
                 raise ConfigError(f"{field}={value!r}; expected one of {', '.join(get_args(allowed))}")
-        if self.scale == "e8m0" and not self.dynamic:
-            raise ConfigError("e8m0 scales are always computed from the values at hand: use dynamic=True")
+        if self.scale_rounding != "ceil" and self.scale != "e8m0":
+            raise ConfigError(
+                f"scale_rounding={self.scale_rounding!r} is for e8m0 scales, found {self.scale}"
+            )
         if (self.scale == "e4m3") != (self.global_max is not None):
             raise ConfigError(
                 f"scale={self.scale!r} with global_max={self.global_max}: e4m3 scales have a second level "
@@ -121,6 +129,7 @@ class QuantSpec:
             "dynamic": self.dynamic,
             "arithmetic": self.arithmetic,
             "ties": self.ties,
+            **({} if self.scale_rounding == "ceil" else {"scale_rounding": self.scale_rounding}),
         }
 
     @classmethod
@@ -163,6 +172,8 @@ class QuantSpec:
         words = [self.element, f"{stack}{kind}{detail}"]
         if self.scale != "float32":
             words.append(self.scale + ("·global" if self.global_max is not None else ""))
+        if self.scale_rounding != "ceil":
+            words.append(self.scale_rounding)
         return " ".join([*words, "dynamic"] if self.dynamic else words)
 
 

@@ -32,7 +32,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"block_sizes": {-1: 0}}, "block sizes {-1: 0}: axes must be negative and lengths positive"),
     (
         {"block_sizes": {-1: 16, "scale_bits": (8, 0)}},
-        "e8m0 scales are always computed from the values at hand",
+        "e8m0 scales are computed from the values at hand: use type='dynamic'",
+    ),
+    (
+        {"block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (8, 0), "scale_rounding": "up"}},
+        "scale_rounding='up'; expected one of ceil, even, floor",
     ),
 ]
 

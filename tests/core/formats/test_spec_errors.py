@@ -22,10 +22,8 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"arithmetic": "shift"}, "arithmetic='shift'; expected one of multiply, divide, divide_native"),
     ({"ties": "up"}, "ties='up'; expected one of even, toward_zero"),
     ({"ties": None}, "ties=None; expected one of even, toward_zero"),
-    (
-        {"scale": "e8m0"},
-        "e8m0 scales are always computed from the values at hand: use dynamic=True",
-    ),
+    ({"scale": "e8m0", "scale_rounding": "up"}, "scale_rounding='up'; expected one of ceil, even, floor"),
+    ({"scale_rounding": "even"}, "scale_rounding='even' is for e8m0 scales, found float32"),
     ({"scale": "e4m3"}, f"scale='e4m3' with global_max=None: {TWO_LEVELS}"),
     ({"global_max": 2688.0}, f"scale='float32' with global_max=2688.0: {TWO_LEVELS}"),
     (
