@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
-
-from octavo.core.calibration.forward_loop import ForwardLoop
-from octavo.core.calibration.max import MaxOptions, calibrate_max
-from octavo.core.calibration.mse import MseOptions, calibrate_mse
 from octavo.core.errors import ConfigError, UnsupportedError, nearest
 
-Algorithm = Callable[[nn.Module, "ForwardLoop | None", bool], None]
+if TYPE_CHECKING:
+    from octavo.core.calibration.algorithm import Algorithm
 
-# Each with its options, which the function takes as its last argument.
-ALGORITHMS: dict[str, tuple[Callable[..., None], type[MaxOptions] | type[MseOptions]]] = {
-    "max": (calibrate_max, MaxOptions),
-    "mse": (calibrate_mse, MseOptions),
+# Each is imported when a config asks for it.
+ALGORITHMS = {
+    "max": "octavo.core.calibration.max:Max",
+    "mse": "octavo.core.calibration.mse:Mse",
 }
 # Names that configs of the field use and this version cannot run.
 _DECLARED = (
@@ -27,25 +23,29 @@ _DECLARED = (
 
 
 def algorithms_of(algorithm: Any) -> list[Algorithm]:
-    """Return the functions to run in turn for the `algorithm` of a config.
+    """Return the algorithms to run in turn for the `algorithm` of a config.
 
     Args:
         algorithm: None, a name, a dict with `method` and its options, or a list of these.
 
     Raises:
-        ConfigError: the name or an option is unknown.
+        ConfigError: the name or an option is unknown, or an option has a wrong value.
         UnsupportedError: the algorithm is known and not available in this version; it is named.
     """
     if algorithm is None:
         return []
     if isinstance(algorithm, (list, tuple)):
-        return [function for part in algorithm for function in algorithms_of(part)]
+        return [found for part in algorithm for found in algorithms_of(part)]
     options = {"method": algorithm} if isinstance(algorithm, str) else algorithm
     if not isinstance(options, Mapping) or "method" not in options:
         raise ConfigError(
             f"algorithm must be a name, a dict with 'method', a list or None; found {algorithm!r}"
         )
-    name = options["method"]
+    chosen = _algorithm_named(options["method"])
+    return [_configured(chosen, {key: value for key, value in options.items() if key != "method"})]
+
+
+def _algorithm_named(name: Any) -> type[Algorithm]:
     if name in _DECLARED:
         available = ", ".join(sorted(ALGORITHMS))
         raise UnsupportedError(
@@ -56,17 +56,25 @@ def algorithms_of(algorithm: Any) -> list[Algorithm]:
         raise ConfigError(
             f"unknown algorithm {name!r}; known: {', '.join(known)}.{nearest(str(name), known)}"
         )
-    return [_configured(name, {key: value for key, value in options.items() if key != "method"})]
+    module, _, class_name = ALGORITHMS[name].partition(":")
+    return cast("type[Algorithm]", getattr(import_module(module), class_name))
 
 
-def _configured(name: str, options: Mapping[str, Any]) -> Algorithm:
-    function, options_class = ALGORITHMS[name]
-    known = list(options_class.__dataclass_fields__)
+def _configured(algorithm: type[Algorithm], options: Mapping[str, Any]) -> Algorithm:
+    from pydantic import ValidationError
+
+    known = list(algorithm.model_fields)
     unknown = sorted(set(options) - set(known))
     if unknown:
         hint = nearest(unknown[0], known)
         raise ConfigError(
-            f"algorithm {name!r} takes the options {', '.join(known)}, found {', '.join(unknown)}"
-            + (f".{hint}" if hint else "")
+            f"algorithm {algorithm.method!r} takes the options {', '.join(known) or 'none'}, found "
+            f"{', '.join(unknown)}" + (f".{hint}" if hint else "")
         )
-    return partial(function, options=options_class(**options))
+    try:
+        return algorithm(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        found = f"{name}={problem['input']!r}: " if name else ""
+        raise ConfigError(f"algorithm {algorithm.method!r}: {found}{problem['msg']}") from error

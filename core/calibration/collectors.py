@@ -33,6 +33,18 @@ class Seen:
         self.quantizers.add(quantizer)
 
 
+class Both:
+    """Two collectors on one quantizer."""
+
+    def __init__(self, one: Collector, other: Collector) -> None:
+        self._collectors = (one, other)
+
+    def collect(self, quantizer: TensorQuantizer, x: Tensor) -> None:
+        """Hand `x` to both."""
+        for collector in self._collectors:
+            collector.collect(quantizer, x)
+
+
 class AmaxMemo:
     """The maxima of the last tensor, so that layers that read the same one (q, k, v) reduce it once."""
 

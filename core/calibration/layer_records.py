@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from octavo.core.calibration.attach import swap_with
@@ -57,22 +58,25 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
         swap_with(layer.name, layer.layer, layer.quantized, layer.stages)
         for quantizer_name, enabled in layer.enabled.items():
             quantizer: Quantizer = getattr(layer.layer, quantizer_name)
-            for stage, is_on in zip(
-                quantizer.stages(), enabled, strict=False
-            ):  # one that is off has no stages
+            scales = layer.scales[quantizer_name]
+            # One that is off has no stages.
+            for stage, is_on, shape in zip(quantizer.stages(), enabled, scales, strict=False):
                 stage.enabled = is_on
+                if shape is not None:
+                    stage.pre_quant_scale = torch.full(shape, torch.nan, device=_device_of(layer.layer))
     plugins().prepare_model(model)
 
 
 @dataclass(frozen=True)
 class _DescribedLayer:
-    """A layer, its quantized class, and stages and switches of its quantizers by name."""
+    """A layer, its quantized class, and stages, switches and shapes of factors of its quantizers by name."""
 
     name: str
     layer: nn.Module
     quantized: type[QuantModule]
     stages: dict[str, tuple[StageSetting, ...]]
     enabled: dict[str, tuple[bool, ...]]
+    scales: dict[str, tuple[tuple[int, ...] | None, ...]]
 
 
 def _read_layer(
@@ -85,19 +89,20 @@ def _read_layer(
         )
     quantized = _quantized_class(name, modules[name], part(data, "attention", bool, where), experts.get(name))
     quantizers = part(data, "quantizers", dict, where)
-    stages, enabled = {}, {}
+    stages, enabled, scales = {}, {}, {}
     for quantizer_name in quantizers:
         described = part(quantizers, quantizer_name, list, where)
         stages[quantizer_name] = tuple(
             _read_stage(stage, f"{where}: {quantizer_name}") for stage in described
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
+        scales[quantizer_name] = tuple(_scale_shape(stage, where) for stage in described)
     if quantizers.keys() != set(quantized.quantizer_names):
         raise ModeError(
             f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
             f"{', '.join(quantized.quantizer_names)}"
         )
-    return _DescribedLayer(name, modules[name], quantized, stages, enabled)
+    return _DescribedLayer(name, modules[name], quantized, stages, enabled, scales)
 
 
 def _quantized_class(
@@ -119,6 +124,16 @@ def _read_stage(data: Any, where: str) -> StageSetting:
     return StageSetting(spec, None, range_mask, Calibrator.from_json(calibrator))
 
 
+def _scale_shape(data: Any, where: str) -> tuple[int, ...] | None:
+    if data.get("pre_quant_scale") is None:
+        return None
+    return tuple(part(data, "pre_quant_scale", list, where))
+
+
+def _device_of(layer: nn.Module) -> torch.device | None:
+    return next((parameter.device for parameter in layer.parameters()), None)
+
+
 def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
     assert stage.spec is not None  # noqa: S101 (the caller leaves the others out)
     return {
@@ -126,4 +141,5 @@ def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
         "range_mask": stage.range_mask,
         "enabled": stage.enabled,
         "calibrator": stage.calibrator.to_json(),
+        "pre_quant_scale": None if stage.pre_quant_scale is None else list(stage.pre_quant_scale.shape),
     }

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field, StrictBool, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from octavo.core import ops
-from octavo.core.calibration.forward_loop import ForwardLoop
-from octavo.core.calibration.max import calibrate_max
-from octavo.core.errors import CalibrationError, ConfigError, listed
+from octavo.core.calibration.algorithm import Algorithm
+from octavo.core.errors import CalibrationError, listed
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 from octavo.core.formats.scales import beside
 from octavo.core.modules import quantized_layers
 from octavo.core.quantizers import TensorQuantizer
 
+if TYPE_CHECKING:
+    from octavo.core.calibration.calibration import Calibration
 
-@dataclass(frozen=True)
-class MseOptions:
+
+class Mse(Algorithm):
     """Which values of amax are tried; names and defaults are those of ModelOpt's `MseCalibConfig`.
+
+    Each block, channel or tensor that has a scale of its own is searched alone. Weights whose amax is not their
+    largest magnitude (constant, loaded or searched before) and those that several quantizers round in turn keep theirs.
 
     Attributes:
         step_size: Distance of the multiples of the largest magnitude that are tried, about: their number is
@@ -32,58 +38,47 @@ class MseOptions:
             scales (static NVFP4); other weights keep their largest magnitude.
     """
 
-    step_size: float = 0.1
-    start_multiplier: float = 0.25
-    stop_multiplier: float = 4.0
-    fp8_scale_sweep: bool = False
+    method: ClassVar[str] = "mse"
+    step_size: float = Field(default=0.1, gt=0, allow_inf_nan=False, strict=True)
+    start_multiplier: float = Field(default=0.25, gt=0, allow_inf_nan=False, strict=True)
+    stop_multiplier: float = Field(default=4.0, gt=0, allow_inf_nan=False, strict=True)
+    fp8_scale_sweep: StrictBool = False
 
-    def __post_init__(self) -> None:
-        for name in ("step_size", "start_multiplier", "stop_multiplier"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ConfigError(f"algorithm 'mse': {name}={value!r}; expected a positive number")
+    @model_validator(mode="after")
+    def _ordered(self) -> Mse:
         if self.stop_multiplier < self.start_multiplier:
-            raise ConfigError(
-                f"algorithm 'mse': stop_multiplier={self.stop_multiplier} is below "
-                f"start_multiplier={self.start_multiplier}; exchange them"
+            raise PydanticCustomError(
+                "order",
+                "stop_multiplier={stop} is below start_multiplier={start}; exchange them",
+                {"stop": self.stop_multiplier, "start": self.start_multiplier},
             )
-        if not isinstance(self.fp8_scale_sweep, bool):
-            raise ConfigError(
-                f"algorithm 'mse': fp8_scale_sweep={self.fp8_scale_sweep!r}; expected True or False"
-            )
+        return self
 
     def multipliers(self, device: torch.device) -> Tensor:
         """Return the multiples of the largest magnitude, fp32."""
         steps = math.ceil((self.stop_multiplier - self.start_multiplier) / self.step_size) + 1
         return torch.linspace(self.start_multiplier, self.stop_multiplier, steps, device=device)
 
+    def run(self, calibration: Calibration) -> None:
+        """Search the amax of every weight that still has its largest magnitude.
 
-def calibrate_mse(
-    model: nn.Module, forward_loop: ForwardLoop | None, quiet: bool, options: MseOptions = MseOptions()
-) -> None:
-    """Calibrate as `max` does, then search the amax of every weight that still has its largest magnitude.
-
-    Other weights (a constant amax, loaded or searched before) and weights that several quantizers round in turn
-    keep theirs. Each block, channel or tensor that has a scale of its own is searched alone.
-
-    Raises:
-        CalibrationError: as `calibrate_max`, or a weight is offloaded, so that it cannot be searched; it is named.
-    """
-    calibrate_max(model, forward_loop, quiet)
-    searched = [found for found in _weights(model) if _is_searched(*found[1:], options)]
-    offloaded = [name for name, _, weight in searched if weight.is_meta]
-    if offloaded:
-        raise CalibrationError(
-            f"the search of 'mse' needs weights in memory, and {len(offloaded)} are offloaded: {listed(offloaded)}; "
-            "load the model without offloading, or use the algorithm 'max'"
-        )
-    for _, quantizer, weight in searched:
-        amax = best_amax(weight.detach(), quantizer, options)
-        quantizer.set_state(**{**quantizer.named_state(), "amax": amax})
+        Raises:
+            CalibrationError: a weight is offloaded, so that it cannot be searched; it is named.
+        """
+        searched = [found for found in _weights(calibration.model) if _is_searched(*found[1:], self)]
+        offloaded = [name for name, _, weight in searched if weight.is_meta]
+        if offloaded:
+            raise CalibrationError(
+                f"the search of 'mse' needs weights in memory, and {len(offloaded)} are offloaded: "
+                f"{listed(offloaded)}; load the model without offloading, or use the algorithm 'max'"
+            )
+        for _, quantizer, weight in searched:
+            amax = best_amax(weight.detach(), quantizer, self)
+            quantizer.set_state(**{**quantizer.named_state(), "amax": amax})
 
 
 @torch.no_grad()
-def best_amax(weight: Tensor, quantizer: TensorQuantizer, options: MseOptions) -> Tensor:
+def best_amax(weight: Tensor, quantizer: TensorQuantizer, options: Mse) -> Tensor:
     """Return, fp32 in the shape of `quantizer.amax`, the candidates with the least error (ties: the first)."""
     spec = quantizer.spec
     assert spec is not None  # noqa: S101 (the caller leaves the others out)
@@ -104,7 +99,7 @@ def best_amax(weight: Tensor, quantizer: TensorQuantizer, options: MseOptions) -
     return best.to(dtype).float()
 
 
-def _candidates(state: dict[str, Tensor], options: MseOptions) -> Iterator[Tensor]:
+def _candidates(state: dict[str, Tensor], options: Mse) -> Iterator[Tensor]:
     amax = state["amax"]
     if options.fp8_scale_sweep:
         codes = torch.arange(1, 127, dtype=torch.uint8, device=amax.device)  # all positive finite E4M3 codes
@@ -130,7 +125,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer, Tensor]]:
                 yield f"{layer_name}.{name}", quantizer, weight
 
 
-def _is_searched(quantizer: TensorQuantizer, weight: Tensor, options: MseOptions) -> bool:
+def _is_searched(quantizer: TensorQuantizer, weight: Tensor, options: Mse) -> bool:
     spec = quantizer.spec
     if spec is None or "amax" not in spec.state or (options.fp8_scale_sweep and spec.global_max is None):
         return False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,13 +14,16 @@ from octavo.core.calibration.finalize import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.calibration.layer_records import describe_quantizers
-from octavo.core.calibration.max import calibrate_weights, uncalibrated
+from octavo.core.calibration.max_scales import calibrate_weights, uncalibrated
 from octavo.core.console import say
 from octavo.core.errors import ModeError
-from octavo.core.modes.record import history, set_history
+from octavo.core.modes.record import history, last_record, set_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.modes.transaction import applying
 from octavo.core.plan import check_device, plan
+
+if TYPE_CHECKING:
+    from octavo.core.calibration.algorithm import Algorithm
 
 _DATA_NOT_RUN = (
     "warning: the algorithm is None, so the calibration data was not run and calibrated nothing; set "
@@ -70,9 +73,9 @@ def quantize(
         calibrate_weights(model)
         if forward_loop is not None and not algorithms:
             say(_DATA_NOT_RUN, quiet)
-        for algorithm in algorithms:
-            algorithm(model, forward_loop, quiet)
-        state.update(layers=describe_quantizers(model), same_input=[list(group) for group in made.groups])
+        groups = [list(group) for group in made.groups]
+        rows = _run(model, algorithms, forward_loop, quiet, groups)
+        state.update(layers=describe_quantizers(model), same_input=groups, report=rows)
     say(made.summary(), quiet)
     return model
 
@@ -103,8 +106,9 @@ def calibrate(
         say(_DATA_NOT_RUN, quiet)
     elif forward_loop is not None and not uncalibrated(model):
         say("every quantizer is calibrated already, so the data was not run", quiet)
-    for function in algorithms:
-        function(model, forward_loop, quiet)
+    record = last_record(model, "quantize")
+    groups = record.state["same_input"] if record is not None else []
+    _run(model, algorithms, forward_loop, quiet, groups)
     return model
 
 
@@ -124,6 +128,20 @@ def unquantize(model: nn.Module) -> nn.Module:
     mode_named("quantize").undo(model)
     set_history(model, records[:-1])
     return model
+
+
+def _run(
+    model: nn.Module,
+    algorithms: Sequence[Algorithm],
+    forward_loop: ForwardLoop | None,
+    quiet: bool,
+    groups: Sequence[Sequence[str]],
+) -> list[dict[str, Any]]:
+    if not algorithms:
+        return []
+    from octavo.core.calibration.run import run_algorithms
+
+    return run_algorithms(model, algorithms, forward_loop, quiet, groups).rows
 
 
 def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from octavo.core.calibration.fold_mode import check_not_folded
-from octavo.core.calibration.max import uncalibrated
+from octavo.core.calibration.max_scales import uncalibrated
 from octavo.core.errors import ExportError, ModeError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Dialect

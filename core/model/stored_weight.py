@@ -42,8 +42,9 @@ class StoredWeight:
 
     @property
     def values(self) -> Tensor:
-        """The weight as its quantizer sees it."""
-        return self.layer.quantized_weights()[self.slot.quantizer].detach()
+        """The weight as its quantizer sees it: times its `pre_quant_scale`."""
+        weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
+        return self.layer.quantizers()[self.slot.quantizer].stages()[0].scaled(weight)
 
     def packed(self, layout: CheckpointLayout) -> Iterator[tuple[str, PackedTensor, bool]]:
         """Yield (checkpoint name of the module, codes and scales, whether they are a segment of an expert's rows).

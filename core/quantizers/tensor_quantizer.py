@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -35,7 +36,8 @@ class TensorQuantizer(nn.Module):
         range_mask: Stop gradients where a value saturates.
         calibrator: How calibration chooses `amax`.
         collector: While set, sees every tensor and nothing is rounded (calibration).
-        pre_quant_scale: Factor per channel, applied to the tensor first; None when no algorithm made one.
+        pre_quant_scale: fp32 factor of each channel of the last dim, applied to the tensor first, before the collector
+            sees it; None when no algorithm made one.
     """
 
     spec: QuantSpec | None
@@ -84,14 +86,40 @@ class TensorQuantizer(nn.Module):
         self.spec = spec
         self._key = spec.key
 
+    def make_static(self, **state: Tensor) -> None:
+        """Change a format with scales of the values at hand to the one with these scales.
+
+        Args:
+            state: Its calibrated tensors by name: `amax` and, with two levels, `global_amax`.
+
+        Raises:
+            ModeError: the format has no scales to fix, or the state is not that of the static format.
+        """
+        if self.spec is None or not self.spec.dynamic:
+            raise ModeError(f"only dynamic scales can be made static, found {self.spec}")
+        dynamic, static = self.spec, replace(self.spec, dynamic=False)
+        if state.keys() != set(static.state):
+            raise ModeError(f"{static} has state {sorted(static.state)}, found {sorted(state)}")
+        device = next(iter(state.values())).device
+        for name in static.state:
+            self.register_buffer(name, torch.full_like(state[name], torch.nan, dtype=torch.float32))
+        if not dynamic.state:
+            self.register_buffer("calibrated", torch.zeros((), dtype=torch.uint8, device=device))
+        self.spec = static
+        self._key = static.key
+        self.set_state(**state)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return `x` times `pre_quant_scale`, in the dtype of `x`."""
+        return x if self.pre_quant_scale is None else x * self.pre_quant_scale.to(x.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the format, or as it is while disabled or collecting."""
         return ops.operand(self.observe(x), self.active_state(), self.active_key, self.range_mask)
 
     def observe(self, x: Tensor) -> Tensor:
         """Apply `pre_quant_scale` and show the tensor to the collector, without rounding."""
-        if self.pre_quant_scale is not None:
-            x = x * self.pre_quant_scale.to(x.dtype)
+        x = self.scaled(x)
         if self.collector is not None:
             self.collector.collect(self, x)
         return x

@@ -17,7 +17,7 @@ from torch import nn
 import octavo
 from helpers.calibration_models import rows, two_layers
 from helpers.calibration_snapshot import snapshot
-from octavo.core.calibration.max import uncalibrated
+from octavo.core.calibration.max_scales import uncalibrated
 
 
 @cache
@@ -62,7 +62,7 @@ def interrupted_at(line: int, files: tuple[str, ...], run: Callable[[], Any]) ->
     [
         (("calibration/attach.py",), 80),
         (("calibration/quantize.py",), 10),
-        (("calibration/max.py",), 40),
+        (("calibration/max_scales.py",), 40),
         (("modes/transaction.py", "modes/record.py"), 5),
         (("modules/swap.py", "modules/wrappers.py"), 60),
         (("calibration/forward_loop.py", "graph/evaluating.py"), 15),

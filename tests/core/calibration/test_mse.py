@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import octavo
 from helpers.calibration_models import calibrated_state, quantizer_config, rows, two_layers
 from octavo.core import ops
-from octavo.core.calibration.mse import MseOptions, best_amax
+from octavo.core.calibration.mse import Mse, best_amax
 from octavo.core.errors import CalibrationError
 from octavo.core.formats import PerBlock, QuantSpec, fake_quantize
 from octavo.core.quantizers import TensorQuantizer
@@ -84,7 +84,7 @@ def test_the_sweep_of_fp8_scales_finds_the_best_scale_of_every_block() -> None:
         rounded = fake_quantize(weight, [tried, global_amax], STATIC_NVFP4)
         return (rounded - weight).double().square().reshape(8, 4, 16).sum(-1)
 
-    found = errors(best_amax(weight, quantizer, MseOptions(fp8_scale_sweep=True)))
+    found = errors(best_amax(weight, quantizer, Mse(fp8_scale_sweep=True)))
 
     scales = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 448
     for scale in scales:

@@ -1,0 +1,35 @@
+"""Algorithm: one way to choose scales and codes, with its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from octavo.core.calibration.statistics.needs import Needs
+
+if TYPE_CHECKING:
+    from octavo.core.calibration.calibration import Calibration
+
+
+class Algorithm(BaseModel):
+    """Base of every algorithm: its fields are the options that a config may give, with the peer's names.
+
+    Attributes:
+        method: The name by which a config asks for it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    method: ClassVar[str] = ""
+
+    def needs(self) -> Needs:
+        """Return what it must know of the inputs of weights."""
+        return Needs()
+
+    def run(self, calibration: Calibration) -> None:
+        """Change the quantizers, and weights, of a model whose quantizers all have the scales of `max` already.
+
+        Raises:
+            CalibrationError: it yields nothing usable.
+            UnsupportedError: it does not know a format; the layer is named.
+        """

@@ -1,0 +1,129 @@
+"""Scales from the largest magnitudes, or as a quantizer's own calibrator says: where every algorithm starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, Both, collecting
+from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
+from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
+from octavo.core.calibration.histogram import HistogramCollector
+from octavo.core.calibration.statistics.collector import StatisticsCollector
+from octavo.core.calibration.statistics.needs import NOTHING, Needs
+from octavo.core.console import say
+from octavo.core.errors import CalibrationError, listed
+from octavo.core.formats import QuantSpec
+from octavo.core.modules import quantized_layers, tensor_quantizers
+from octavo.core.quantizers import Collector, TensorQuantizer
+
+
+def calibrate_max(
+    model: nn.Module,
+    forward_loop: ForwardLoop | None,
+    quiet: bool,
+    needs: Needs = NOTHING,
+    inputs: Mapping[TensorQuantizer, StatisticsCollector] | None = None,
+) -> None:
+    """Calibrate every quantizer that is not calibrated yet, by one run of `forward_loop`.
+
+    Nothing is rounded in that run, and there is none when nothing needs it: `calibrate_weights` goes first.
+
+    Args:
+        model: A quantized model.
+        forward_loop: The data, or None.
+        quiet: Print nothing and show no progress bar.
+        needs: Whether every expert sees every token.
+        inputs: Collectors of statistics to run along, by the quantizer of the input.
+
+    Raises:
+        CalibrationError: data is needed and there is none, a quantizer was never reached, or statistics are not
+            finite. The layers are named.
+    """
+    waiting, inputs = uncalibrated(model), inputs or {}
+    if not waiting and not inputs:
+        return
+    if forward_loop is None:
+        names = [name for name, _ in waiting] or [collector.name for collector in inputs.values()]
+        raise CalibrationError(
+            f"{len(names)} quantizers need calibration data and no forward_loop (--calib-data) was given: "
+            f"{listed(names)}"
+        )
+    memo = AmaxMemo()
+    collectors = {q: _collector(q, q.spec, memo) for _, q in waiting if q.spec is not None}
+    attached: dict[TensorQuantizer, Collector] = {**collectors, **inputs}
+    for quantizer in collectors.keys() & inputs.keys():
+        attached[quantizer] = Both(collectors[quantizer], inputs[quantizer])
+    with collecting(model, attached), counting_tokens(model, needs.all_experts):
+        run_forward_loop(model, forward_loop, quiet)
+    seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
+    unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
+    for name, quantizer in waiting:
+        if name in unrouted and quantizer.spec is not None:
+            collectors[quantizer] = AmaxCollector.of(quantizer.spec, unrouted[name])
+    unseen = [name for name, _ in waiting if name not in seen and name not in unrouted]
+    if unseen:
+        raise CalibrationError(
+            f"calibration data never reached {len(unseen)} quantizers: {listed(unseen)}; give data that runs "
+            "these layers, or exclude them"
+        )
+    _check_finite(seen)
+    _set_states(collectors)
+    for note in routing_notes(model, unrouted):
+        say(f"warning: {note}", quiet)
+
+
+@torch.no_grad()
+def calibrate_weights(model: nn.Module) -> None:
+    """Calibrate every weight quantizer that is not calibrated yet, from its weight.
+
+    Raises:
+        CalibrationError: a weight has NaN or infinite values, also one whose format needs no calibration; it is
+            named.
+    """
+    collectors: dict[TensorQuantizer, AmaxCollector] = {}
+    seen: dict[str, Tensor] = {}
+    for layer_name, layer in quantized_layers(model):
+        for quantizer_name, weight in layer.quantized_weights().items():
+            if weight.is_meta:  # offloaded: the data run sees it, when its values are there
+                continue
+            for quantizer in layer.quantizers()[quantizer_name].stages():
+                if quantizer.spec is None:
+                    continue
+                collector = _collector(quantizer, quantizer.spec)
+                collector.collect(quantizer, weight)
+                if collector.amax is not None:
+                    seen[f"{layer_name}.{quantizer_name}"] = collector.amax
+                if quantizer.needs_calibration:
+                    collectors[quantizer] = collector
+    _check_finite(seen)
+    _set_states(collectors)
+
+
+def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
+    """Return the quantizers, by name, that are on and have state that was never set."""
+    return [(name, q) for name, q in tensor_quantizers(model) if q.enabled and q.needs_calibration]
+
+
+def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | None = None) -> AmaxCollector:
+    if quantizer.calibrator.method == "max":
+        return AmaxCollector(spec, memo)
+    return HistogramCollector(spec, quantizer.calibrator, memo)
+
+
+def _check_finite(seen: Mapping[str, Tensor]) -> None:
+    bad = [name for name, amax in seen.items() if not amax.isfinite().all()]
+    if bad:
+        raise CalibrationError(
+            f"{len(bad)} quantizers saw NaN or infinite values: {listed(bad)}; look at these layers' weights and at "
+            "the calibration data that reaches them"
+        )
+
+
+def _set_states(collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:
+    for quantizer, collector in collectors.items():
+        state = collector.state()
+        if state is not None:
+            quantizer.set_state(**state)

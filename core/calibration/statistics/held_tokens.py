@@ -1,0 +1,49 @@
+"""HeldTokens: a few tokens of an input, evenly spread over all that were seen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class HeldTokens:
+    """Every n-th token; n doubles whenever there are more than `capacity`.
+
+    Which tokens are kept depends on their order alone, so that the same data gives the same choice.
+
+    Attributes:
+        capacity: How many are kept at most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._stride = 1
+        self._seen = 0
+        self._tokens: list[Tensor] = []
+
+    def add(self, tokens: Tensor) -> None:
+        """Take in tokens [n, in]."""
+        if self.capacity == 0:
+            return
+        first = -self._seen % self._stride
+        self._seen += len(tokens)
+        self._keep(tokens[first :: self._stride].clone())
+
+    def merge(self, other: HeldTokens) -> None:
+        """Take in the tokens of another shard of the data, and thin out both."""
+        self._stride = max(self._stride, other._stride)
+        self._seen += other._seen
+        for tokens in other._tokens:
+            self._keep(tokens)
+
+    def tokens(self) -> Tensor:
+        """Return the tokens, [n, in] in the dtype they came in."""
+        return torch.cat(self._tokens) if self._tokens else torch.empty(0)
+
+    def _keep(self, tokens: Tensor) -> None:
+        if len(tokens) == 0:
+            return
+        self._tokens.append(tokens)
+        while sum(map(len, self._tokens)) > self.capacity:
+            self._stride *= 2
+            self._tokens = [self.tokens()[::2]]

@@ -1,0 +1,102 @@
+"""Statistics of one input: sums that merge, over all tokens that calibration shows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.core.calibration.statistics.held_tokens import HeldTokens
+from octavo.core.calibration.statistics.needs import Needs
+
+
+class InputStatistics:
+    """What was seen of one input [..., in].
+
+    Attributes:
+        needs: What is gathered.
+        num_tokens: Tokens seen.
+        num_batches: Tensors seen that had any.
+        amax: fp32 [in]: largest magnitude of each channel.
+        abs_sum: fp64 [in]: sum of magnitudes.
+        abs_mean_sum: fp64 [in]: sum over batches of the mean magnitude, as AWQ's first implementation averages.
+        square_sum: fp64 [in]: sum of squares.
+        held: A few tokens.
+    """
+
+    def __init__(self, num_channels: int, needs: Needs, device: torch.device | None = None) -> None:
+        self.needs = needs
+        self.num_tokens = 0
+        self.num_batches = 0
+        self.amax = torch.zeros(num_channels, device=device)
+        self.abs_sum = torch.zeros(num_channels, dtype=torch.float64, device=device)
+        self.abs_mean_sum = torch.zeros_like(self.abs_sum)
+        self.square_sum = torch.zeros_like(self.abs_sum)
+        self.held = HeldTokens(needs.held_tokens)
+        self._gram: Tensor | None = None
+        self._rows: list[Tensor] = []  # tokens that are not in `_gram` yet: fewer than it has rows
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels."""
+        return len(self.amax)
+
+    def add(self, x: Tensor) -> None:
+        """Take in `x` [..., in], any float dtype."""
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        if len(rows) == 0:
+            return
+        self.num_tokens += len(rows)
+        self.num_batches += 1
+        magnitude = rows.abs()
+        self.amax = torch.maximum(self.amax, magnitude.amax(0))
+        abs_sum = magnitude.sum(0, dtype=torch.float64)
+        self.abs_sum += abs_sum
+        self.abs_mean_sum += abs_sum / len(rows)
+        self.held.add(x.detach().reshape(-1, x.shape[-1]))
+        if self.needs.gram:
+            self._add_rows(rows)
+        else:
+            self.square_sum += rows.square().sum(0, dtype=torch.float64)
+
+    def merge(self, other: InputStatistics) -> None:
+        """Take in what was seen of another shard of the data; maxima merge exactly, sums to rounding."""
+        self.num_tokens += other.num_tokens
+        self.num_batches += other.num_batches
+        self.amax = torch.maximum(self.amax, other.amax)
+        self.abs_sum += other.abs_sum
+        self.abs_mean_sum += other.abs_mean_sum
+        self.square_sum += other.square_sum
+        self.held.merge(other.held)
+        if other._gram is not None:
+            self._gram = other._gram.clone() if self._gram is None else self._gram + other._gram
+        for rows in other._rows:
+            self._add_rows(rows)
+
+    def mean_abs(self) -> Tensor:
+        """Return the mean magnitude of each channel over all tokens, fp32 [in]."""
+        return (self.abs_sum / max(self.num_tokens, 1)).float()
+
+    def mean_square(self) -> Tensor:
+        """Return the mean square of each channel, fp32 [in]."""
+        if self.needs.gram:
+            return self.gram().diagonal() / max(self.num_tokens, 1)
+        return (self.square_sum / max(self.num_tokens, 1)).float()
+
+    def gram(self) -> Tensor:
+        """Return XᵀX, fp32 [in, in], over all tokens; of rank `num_tokens` at most."""
+        self._fold_rows()
+        return self.amax.new_zeros(self.num_channels, self.num_channels) if self._gram is None else self._gram
+
+    def _add_rows(self, rows: Tensor) -> None:
+        """Keep rows while they take less memory than XᵀX does: experts that see few tokens need no more."""
+        self._rows.append(rows)
+        if self._gram is not None or sum(map(len, self._rows)) >= self.num_channels:
+            self._fold_rows()
+
+    def _fold_rows(self) -> None:
+        for rows in self._rows:
+            if self._gram is None:
+                self._gram = rows.T @ rows
+            else:
+                self._gram.addmm_(rows.T, rows)
+        self._rows = []

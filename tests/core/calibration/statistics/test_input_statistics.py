@@ -1,0 +1,79 @@
+"""Statistics of inputs: what they add up to, and that shards merge."""
+
+import pytest
+import torch
+
+from octavo.core.calibration.statistics import InputStatistics, Needs
+
+EVERYTHING = Needs(channels=True, gram=True, held_tokens=8)
+
+
+def seen(batches: list[torch.Tensor], needs: Needs = EVERYTHING) -> InputStatistics:
+    statistics = InputStatistics(batches[0].shape[-1], needs)
+    for batch in batches:
+        statistics.add(batch)
+    return statistics
+
+
+def batches(tokens: list[int], channels: int = 6) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, n, channels, generator=generator) for n in tokens]
+
+
+@pytest.mark.parametrize("tokens", [[2], [3, 4], [40, 1, 7]], ids=str)
+def test_sums_are_those_of_all_tokens(tokens: list[int]) -> None:
+    data = batches(tokens)
+    x = torch.cat([batch[0] for batch in data]).double()
+
+    found = seen(data)
+
+    assert (found.num_tokens, found.num_batches) == (sum(tokens), len(tokens))
+    assert torch.equal(found.amax, x.abs().amax(0).float())
+    torch.testing.assert_close(found.mean_abs(), x.abs().mean(0).float())
+    torch.testing.assert_close(found.mean_square(), x.square().mean(0).float())
+    torch.testing.assert_close(found.gram(), (x.T @ x).float(), rtol=1e-5, atol=1e-5)
+    means = torch.stack([batch[0].abs().double().mean(0) for batch in data])
+    torch.testing.assert_close(found.abs_mean_sum / found.num_batches, means.mean(0))
+
+
+def test_without_a_gram_squares_are_summed() -> None:
+    data = batches([5, 3])
+
+    found = seen(data, Needs(channels=True))
+
+    torch.testing.assert_close(found.mean_square(), torch.cat(data, 1)[0].square().mean(0))
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_shards_merge_to_the_whole(split: int) -> None:
+    data = batches([3, 9, 2])
+    whole, one, other = seen(data), seen(data[:split]), seen(data[split:])
+
+    one.merge(other)
+
+    assert torch.equal(one.amax, whole.amax)
+    torch.testing.assert_close(one.gram(), whole.gram(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.abs_sum, whole.abs_sum)
+    assert (one.num_tokens, one.num_batches) == (whole.num_tokens, whole.num_batches)
+
+
+def test_few_tokens_are_kept_instead_of_their_gram() -> None:
+    found = seen(batches([2, 3]))
+
+    assert found._gram is None
+    assert torch.linalg.matrix_rank(found.gram()) == 5
+
+
+def test_held_tokens_are_spread_over_all_that_were_seen() -> None:
+    rows = torch.arange(100.0)[:, None]
+    found = seen([rows[:7], rows[7:50], rows[50:]])
+
+    held = found.held.tokens()[:, 0]
+    assert len(held) <= 8
+    assert torch.equal(held, torch.arange(0.0, 100.0, float(held[1])))
+
+
+def test_an_empty_batch_says_nothing() -> None:
+    found = seen([torch.empty(0, 4), torch.ones(2, 4)])
+
+    assert (found.num_tokens, found.num_batches) == (2, 1)
