@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from octavo.core.calibration.layerwise import Layerwise
 from octavo.core.calibration.statistics.needs import Needs
 
 if TYPE_CHECKING:
@@ -17,10 +18,12 @@ class Algorithm(BaseModel):
 
     Attributes:
         method: The name by which a config asks for it.
+        layerwise: Whether to calibrate block by block; one algorithm of a list that says so does for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: ClassVar[str] = ""
+    layerwise: Layerwise = Layerwise()
 
     def needs(self) -> Needs:
         """Return what it must know of the inputs of weights."""

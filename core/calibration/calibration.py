@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.core.calibration.block_calls import CalibratedBlock
+from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.solvers.grid import static
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.calibration.weight_problem import WeightProblem
@@ -17,6 +19,28 @@ from octavo.core.quantizers import TensorQuantizer
 Groups = Iterable[Iterable[str]]
 
 
+class Originals:
+    """The values of weights before a run changed them."""
+
+    def __init__(self) -> None:
+        self._values: dict[nn.Parameter, Tensor] = {}
+
+    def keep(self, parameter: nn.Parameter) -> None:
+        """Keep the values of a parameter, if they are not kept already."""
+        if parameter not in self._values:
+            self._values[parameter] = parameter.detach().clone()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put every value back."""
+        for parameter, values in self._values.items():
+            parameter.copy_(values)
+        self._values.clear()
+
+
 class Calibration:
     """A model under calibration: its weights as problems, what is known of their inputs, and what was done.
 
@@ -24,26 +48,35 @@ class Calibration:
         model: A quantized model whose quantizers have the scales of `max`.
         groups: Names of layers that read the same tensor.
         statistics: Of inputs, by the name of their quantizer; layers of a group share the first one's.
+        originals: Keeps the values of weights that change.
         quiet: Print nothing.
+        part: Which weights are solved.
 
     Attributes:
+        block: The block that is calibrated alone, with what it reads and returns; None when the model is calibrated
+            whole.
         rows: What was done to each weight, JSON-ready, for the report.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        groups: Groups = (),
-        statistics: Mapping[str, InputStatistics] | None = None,
+        groups: Groups,
+        statistics: Mapping[str, InputStatistics],
+        originals: Originals,
         quiet: bool = False,
+        part: Part = WHOLE,
+        block: CalibratedBlock | None = None,
     ) -> None:
         self.model = model
+        self.block = block
+        self._part = part
         self.quiet = quiet
         self.groups = tuple(tuple(group) for group in groups)
         self.rows: list[dict[str, Any]] = []
-        self._statistics = statistics or {}
+        self._statistics = statistics
+        self._originals = originals
         self._first = first_readers(self.groups)
-        self._originals: dict[nn.Parameter, Tensor] = {}
 
     def problems(self) -> Iterator[WeightProblem]:
         """Yield every weight matrix with a single quantizer that is on; weights of a stack one by one.
@@ -51,6 +84,8 @@ class Calibration:
         Weights with other dims (convolutions), or with several quantizers in turn, keep the scales of `max`.
         """
         for name, layer in quantized_layers(self.model):
+            if not self._part.has(name):
+                continue
             weights = layer.quantized_weights()
             for slot in layer.weight_slots():
                 if not _is_single(layer, slot):
@@ -79,29 +114,16 @@ class Calibration:
     def set_weight(self, problem: WeightProblem, weight: Tensor) -> None:
         """Give a weight new values [out, in], as its quantizer sees them: a factor on the weight is then part of them.
 
-        The original is kept until the run is over, so that `restore_weights` puts it back.
+        The original is kept until the run is over.
         """
         parameter = problem.layer.get_parameter(problem.slot.parameter)
-        if parameter not in self._originals:
-            self._originals[parameter] = parameter.detach().clone()
+        self._originals.keep(parameter)
         everything = problem.layer.quantized_weights()[problem.slot.quantizer]
         quantizer = problem.quantizer
         if quantizer.pre_quant_scale is not None:
             everything.copy_(quantizer.scaled(everything))
             quantizer.pre_quant_scale = None
         (everything if problem.index is None else everything[problem.index]).copy_(weight)
-
-    @property
-    def has_changed_weights(self) -> bool:
-        """Whether any weight has new values."""
-        return bool(self._originals)
-
-    @torch.no_grad()
-    def restore_weights(self) -> None:
-        """Put every weight back as it was before the run."""
-        for parameter, original in self._originals.items():
-            parameter.copy_(original)
-        self._originals.clear()
 
     @torch.no_grad()
     def share_second_levels(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, Both, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
-from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.calibration.histogram import HistogramCollector
+from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.calibration.statistics.needs import NOTHING, Needs
 from octavo.core.console import say
@@ -22,30 +22,32 @@ from octavo.core.quantizers import Collector, TensorQuantizer
 
 def calibrate_max(
     model: nn.Module,
-    forward_loop: ForwardLoop | None,
+    run: Callable[[], None] | None,
     quiet: bool,
     needs: Needs = NOTHING,
     inputs: Mapping[TensorQuantizer, StatisticsCollector] | None = None,
+    part: Part = WHOLE,
 ) -> None:
-    """Calibrate every quantizer that is not calibrated yet, by one run of `forward_loop`.
+    """Calibrate every quantizer that is not calibrated yet, by one run of the data.
 
     Nothing is rounded in that run, and there is none when nothing needs it: `calibrate_weights` goes first.
 
     Args:
         model: A quantized model.
-        forward_loop: The data, or None.
-        quiet: Print nothing and show no progress bar.
+        run: Runs the data through the model, or that part of it; None without data.
+        quiet: Print no warnings.
         needs: Whether every expert sees every token.
         inputs: Collectors of statistics to run along, by the quantizer of the input.
+        part: Whose quantizers to calibrate.
 
     Raises:
         CalibrationError: data is needed and there is none, a quantizer was never reached, or statistics are not
             finite. The layers are named.
     """
-    waiting, inputs = uncalibrated(model), inputs or {}
+    waiting, inputs = [(name, q) for name, q in uncalibrated(model) if part.has(name)], inputs or {}
     if not waiting and not inputs:
         return
-    if forward_loop is None:
+    if run is None:
         names = [name for name, _ in waiting] or [collector.name for collector in inputs.values()]
         raise CalibrationError(
             f"{len(names)} quantizers need calibration data and no forward_loop (--calib-data) was given: "
@@ -57,7 +59,7 @@ def calibrate_max(
     for quantizer in collectors.keys() & inputs.keys():
         attached[quantizer] = Both(collectors[quantizer], inputs[quantizer])
     with collecting(model, attached), counting_tokens(model, needs.all_experts):
-        run_forward_loop(model, forward_loop, quiet)
+        run()
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
     for name, quantizer in waiting:

@@ -141,7 +141,8 @@ def _run(
         return []
     from octavo.core.calibration.run import run_algorithms
 
-    return run_algorithms(model, algorithms, forward_loop, quiet, groups).rows
+    rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups)
+    return rows
 
 
 def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,9 +51,9 @@ def test_codes_that_an_algorithm_chose_are_those_that_are_stored(preset: str) ->
     model = quantized(preset)
     before = {name: layer.weight.clone() for name, layer in quantized_layers(model)}  # type: ignore[operator]
 
-    calibration = run_algorithms(model, [Halve()], DATA, quiet=True)
+    rows, _ = run_algorithms(model, [Halve()], DATA, quiet=True)
 
-    for (name, layer), row in zip(quantized_layers(model), calibration.rows, strict=True):
+    for (name, layer), row in zip(quantized_layers(model), rows, strict=True):
         quantizer: Any = layer.weight_quantizer
         weight: Any = layer.weight
         assert not quantizer.spec.dynamic
