@@ -12,8 +12,8 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.fused import fused_groups
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
-from octavo.core.plan.checks import split_parts
 from octavo.core.plan.settings import LayerSetting
+from octavo.core.plan.tensor_parallel import rank_rows
 
 
 def target_problems(
@@ -72,7 +72,7 @@ def _rank_shape(
         return None
     rows, columns = shape
     if description is not None and layer.site.name in description.column_parallel:
-        return rows // split_parts(layer.site.name, description, tp), columns
+        return rank_rows(layer.site.name, rows, description, tp), columns
     if description is not None and layer.site.name in description.row_parallel:
         return rows, columns // tp
     return shape
