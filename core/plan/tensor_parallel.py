@@ -37,14 +37,13 @@ def tensor_parallel_problems(
         yield from (f"{name}: {problem}" for problem in problems)
 
 
-def rank_rows(name: str, rows: int, description: ModelDescription, tp: int) -> int:
-    """Return how many of its `rows` output rows one of `tp` ranks holds of a column-parallel layer."""
+def rank_rows(name: str, rows: int, description: ModelDescription, tp: int) -> tuple[int, ...]:
+    """Return how many rows one of `tp` ranks holds of a column-parallel layer: of its `rows`, or each segment's."""
     segments = description.segments.get(name)
     if segments is None:
-        return rows // _layer_parts(name, description, tp)
-    return sum(
-        segments.num_rows(role) // _role_parts(role, description, tp) for role in segments.rows_per_group
-    )
+        return (rows // _layer_parts(name, description, tp),)
+    roles = segments.rows_per_group
+    return tuple(segments.num_rows(role) // _role_parts(role, description, tp) for role in roles)
 
 
 def _whole_problems(

@@ -151,7 +151,7 @@ def test_rows_of_heads_that_take_turns() -> None:
 
 def test_one_key_of_all_heads_is_replicated() -> None:
     config = {"quant_cfg": [{"quantizer_name": "*c_attn.weight_quantizer", "cfg": {"num_bits": 8}}]}
-    model = new_model("gpt_bigcode", "meta", n_embd=96, n_layer=1, n_head=6)
+    model = new_model("gpt_bigcode", "meta", hidden_size=96, num_attention_heads=6)
 
     assert planned(config, model, tp=3).errors == ()
     assert planned(config, model, tp=4).errors[0] == "6 attention heads cannot be split over tp=4"
