@@ -56,13 +56,14 @@ class RowSegments:
         """
         sizes = self._entries(block)
         expected = self.groups * sum(sizes)
-        if tensor.shape[dim] != expected:
+        found = _length(tensor, dim)
+        if found != expected:
             raise ShapeError(
-                f"a tensor of shape {list(tensor.shape)} has {tensor.shape[dim]} entries along dim {dim}, "
+                f"a tensor of shape {list(tensor.shape)} has {found} entries along dim {dim}, "
                 f"{self.total_rows} rows in blocks of {block} need {expected}: pass the dim and the block that it has"
             )
         dim %= tensor.ndim
-        parts = tensor.unflatten(dim, (self.groups, -1)).split(sizes, dim + 1)
+        parts = torch.unflatten(tensor, dim, (self.groups, -1)).split(sizes, dim + 1)
         return {
             role: part.flatten(dim, dim + 1) for role, part in zip(self.rows_per_group, parts, strict=True)
         }
@@ -77,13 +78,13 @@ class RowSegments:
             role: self.groups * size
             for role, size in zip(self.rows_per_group, self._entries(block), strict=True)
         }
-        found = {role: part.shape[dim] for role, part in parts.items()}
+        found = {role: _length(part, dim) for role, part in parts.items()}
         if found != expected:
             raise ShapeError(
                 f"entries along dim {dim} are {found}, {self.total_rows} rows in blocks of {block} need {expected}"
             )
         dim %= next(iter(parts.values())).ndim
-        grouped = [parts[role].unflatten(dim, (self.groups, -1)) for role in self.rows_per_group]
+        grouped = [torch.unflatten(parts[role], dim, (self.groups, -1)) for role in self.rows_per_group]
         return torch.cat(grouped, dim + 1).flatten(dim, dim + 1)
 
     def _entries(self, block: int) -> list[int]:
@@ -95,3 +96,8 @@ class RowSegments:
                 f"rows lie together, and {cut} are no multiple of {block}"
             )
         return [rows // block for rows in self.rows_per_group.values()]
+
+
+def _length(tensor: Tensor, dim: int) -> int:
+    """Return the entries along `dim`: one where there is no such dim, as in a whole tensor's scale []."""
+    return tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else 1

@@ -53,6 +53,13 @@ def test_a_tensor_of_another_size_is_refused() -> None:
         INTERLEAVED.split(torch.zeros(12, 4))
 
 
+def test_a_scale_of_the_whole_tensor_has_no_rows() -> None:
+    with pytest.raises(
+        ShapeError, match=r"a tensor of shape \[\] has 1 entries along dim 0, 24 rows .* need 24"
+    ):
+        INTERLEAVED.split(torch.ones([]))
+
+
 def test_a_block_that_holds_two_segments_is_refused() -> None:
     with pytest.raises(
         ShapeError, match=r"blocks of 4 rows .* \{'attention.k': 2, 'attention.v': 2\} are no mul"
