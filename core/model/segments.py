@@ -63,7 +63,7 @@ class RowSegments:
                 f"{self.total_rows} rows in blocks of {block} need {expected}: pass the dim and the block that it has"
             )
         dim %= tensor.ndim
-        parts = torch.unflatten(tensor, dim, (self.groups, -1)).split(sizes, dim + 1)
+        parts = torch.split_with_sizes(torch.unflatten(tensor, dim, (self.groups, -1)), sizes, dim + 1)
         return {
             role: part.flatten(dim, dim + 1) for role, part in zip(self.rows_per_group, parts, strict=True)
         }
