@@ -64,7 +64,7 @@ def describe_by_map(
         column_parallel=frozenset(_named(blocks, table["column_parallel"])),
         row_parallel=frozenset(_named(blocks, table["row_parallel"])),
         hyperparameters=hyperparameters,
-        segments=declared_segments(table.get("segments", {}), blocks, hyperparameters, modules),
+        segments=declared_segments(family, table.get("segments", {}), blocks, hyperparameters, modules),
     )
 
 

@@ -14,6 +14,7 @@ from octavo.core.model.segments import RowSegments
 
 
 def declared_segments(
+    family: str,
     table: Mapping[str, Any],
     blocks: Iterable[BlockDescription],
     hyperparameters: Mapping[str, int],
@@ -22,6 +23,7 @@ def declared_segments(
     """Return the segments of each fused layer, by module name.
 
     Args:
+        family: The map's name.
         table: Role of a fused layer to its declaration: `rows`, each segment's role to the hyperparameters whose
             product is its number of rows; `groups`, the hyperparameter that says how many runs they are interleaved
             in, or nothing; `weight_dim`, as in `RowSegments`.
@@ -34,7 +36,7 @@ def declared_segments(
             layer's.
     """
     sizes = _with_defaults(hyperparameters)
-    declared = {role: _row_segments(role, entry, sizes) for role, entry in table.items()}
+    declared = {role: _row_segments(family, role, entry, sizes) for role, entry in table.items()}
     found = {
         block.roles[role]: segments
         for block in blocks
@@ -42,7 +44,7 @@ def declared_segments(
         if role in block.roles
     }
     for name, segments in found.items():
-        _check_rows(name, segments, modules[name])
+        _check_rows(family, name, segments, modules[name])
     return found
 
 
@@ -55,35 +57,35 @@ def _with_defaults(sizes: Mapping[str, int]) -> dict[str, int]:
     return {**defaults, **sizes}
 
 
-def _row_segments(role: str, entry: Mapping[str, Any], sizes: Mapping[str, int]) -> RowSegments:
-    groups = _size([entry["groups"]], role, sizes) if "groups" in entry else 1
-    rows = {segment: _size(factors, role, sizes) for segment, factors in entry["rows"].items()}
+def _row_segments(family: str, role: str, entry: Mapping[str, Any], sizes: Mapping[str, int]) -> RowSegments:
+    groups = _size([entry["groups"]], family, role, sizes) if "groups" in entry else 1
+    rows = {segment: _size(factors, family, role, sizes) for segment, factors in entry["rows"].items()}
     uneven = {segment: count for segment, count in rows.items() if count % groups}
     if uneven:
         raise ConfigError(
-            f"the family map's segments of {role} are interleaved in {groups} groups ({entry['groups']}), and the rows "
-            f"{uneven} do not divide by {groups}: correct `groups` or `rows`"
+            f"the family map {family!r} says that segments of {role} are interleaved in {groups} groups "
+            f"({entry['groups']}), and the rows {uneven} do not divide by {groups}: correct `groups` or `rows`"
         )
     in_group = {segment: count // groups for segment, count in rows.items()}
     return RowSegments(in_group, groups, entry.get("weight_dim", 0))
 
 
-def _size(factors: Sequence[str], role: str, sizes: Mapping[str, int]) -> int:
+def _size(factors: Sequence[str], family: str, role: str, sizes: Mapping[str, int]) -> int:
     unknown = [name for name in factors if name not in sizes]
     if unknown:
         raise ConfigError(
-            f"the family map counts the segments of {role} in {', '.join(unknown)}, which the model's config does not "
-            f"give; it gives {', '.join(sorted(sizes))}: add it to the map's `hyperparameters`"
+            f"the family map {family!r} counts the segments of {role} in {', '.join(unknown)}, which the model's "
+            f"config does not give; it gives {', '.join(sorted(sizes))}: add it to the map's `hyperparameters`"
         )
     return prod(sizes[name] for name in factors)
 
 
-def _check_rows(name: str, segments: RowSegments, layer: nn.Module) -> None:
+def _check_rows(family: str, name: str, segments: RowSegments, layer: nn.Module) -> None:
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.shape[segments.weight_dim] == segments.total_rows:
         return
     parts = ", ".join(f"{role} {segments.num_rows(role)}" for role in segments.rows_per_group)
     raise ConfigError(
-        f"the family map divides {name} into {segments.total_rows} rows ({parts}), and its weight "
+        f"the family map {family!r} divides {name} into {segments.total_rows} rows ({parts}), and its weight "
         f"{list(weight.shape)} has {weight.shape[segments.weight_dim]}: correct the map's `segments`"
     )

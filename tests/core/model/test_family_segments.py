@@ -21,7 +21,9 @@ ROWS = {
 
 def declared(entry: dict[str, Any], sizes: dict[str, int] = SIZES) -> tuple[dict[str, int], int]:
     blocks = [BlockDescription("h.0", "attention", {"attention.qkv": "h.0.qkv"})]
-    segments = declared_segments({"attention.qkv": entry}, blocks, sizes, {"h.0.qkv": nn.Linear(32, 64)})
+    segments = declared_segments(
+        "mine", {"attention.qkv": entry}, blocks, sizes, {"h.0.qkv": nn.Linear(32, 64)}
+    )
     return dict(segments["h.0.qkv"].rows_per_group), segments["h.0.qkv"].groups
 
 
@@ -35,8 +37,8 @@ def test_the_dim_of_a_head_follows_from_the_width() -> None:
 
 def test_rows_that_add_up_to_another_number() -> None:
     message = (
-        r"divides h\.0\.qkv into 96 rows \(attention.q 32, attention.k 32, attention.v 32\), and its weight \[64, 32\] "
-        "has 64: correct"
+        r"^the family map 'mine' divides h\.0\.qkv into 96 rows \(attention.q 32, attention.k 32, attention.v 32\), "
+        r"and its weight \[64, 32\] has 64: correct"
     )
     with pytest.raises(ConfigError, match=message):
         declared({"rows": ROWS}, {"hidden_size": 32, "num_heads": 4})

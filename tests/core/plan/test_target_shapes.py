@@ -9,7 +9,8 @@ import pytest
 import octavo
 from helpers.exporters_models import plain_model, tokens
 from helpers.plan_models import new_model, planned, shared_model
-from octavo.core.errors import PlanError
+from octavo.core.errors import ExportError, PlanError
+from octavo.core.model.serving import model_serving
 
 SQUARE = "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"
 WITHOUT_V = octavo.merge_configs(
@@ -41,6 +42,16 @@ def test_square_blocks_that_a_fused_layer_would_cut() -> None:
 
     assert "of shape [64, 128] on one rank" in error
     assert error.endswith("layers model.layers.0.self_attn.qkv_proj, model.layers.1.self_attn.qkv_proj")
+
+
+def test_a_model_that_is_quantized_already_is_held_to_the_same_shapes() -> None:
+    model = new_model("phi3")
+    octavo.quantize(model, SQUARE, quiet=True)
+
+    with pytest.raises(
+        ExportError, match=r"of shape \[64, 128\] on one rank, part of a .* model\.layers\.1\.self_attn\.qkv"
+    ):
+        model_serving(model, "vllm")
 
 
 def test_square_blocks_along_the_input_must_be_whole_for_vllm() -> None:
