@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from octavo.core.model.segments import RowSegments
+
 
 @dataclass(frozen=True)
 class BlockDescription:
@@ -32,6 +34,7 @@ class ModelDescription:
         same_input: Groups of layers that read the same tensor, by module name.
         column_parallel: Layers that tensor parallelism splits along the output dim.
         row_parallel: Layers that it splits along the input dim.
+        segments: Fused layers, by module name, to what their rows stand for.
         hyperparameters: `hidden_size`, `num_heads`, `num_kv_heads`, `head_dim`, … where the family has them.
     """
 
@@ -41,4 +44,5 @@ class ModelDescription:
     same_input: tuple[tuple[str, ...], ...] = ()
     column_parallel: frozenset[str] = frozenset()
     row_parallel: frozenset[str] = frozenset()
+    segments: Mapping[str, RowSegments] = field(default_factory=dict)
     hyperparameters: Mapping[str, int] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from torch import nn
 
 from octavo.core.errors import ConfigError, listed
 from octavo.core.model.description import BlockDescription, ModelDescription
+from octavo.core.model.family_segments import declared_segments
 
 _FOLDER = Path(__file__).with_name("families")
 
@@ -31,7 +32,7 @@ def describe_by_map(
         The description, or None when no map knows `model_type` in the variant that `config` asks for.
 
     Raises:
-        ConfigError: the map names blocks or layers that this model does not have.
+        ConfigError: the map names layers that this model does not have, or segments that are not those of a layer.
     """
     family = next((name for name in _maps_by_type().get(model_type, ()) if _fits(name, config)), None)
     if family is None:
@@ -52,6 +53,7 @@ def describe_by_map(
             f"the family map {family!r} (model type {model_type!r}) names layers that this "
             f"{type(model).__name__} does not have: {listed(missing)}"
         )
+    hyperparameters = _hyperparameters(table["hyperparameters"], config)
     in_all_blocks = [_named(blocks, group) for group in table.get("same_input_in_all_blocks", ())]
     return ModelDescription(
         family=family,
@@ -61,7 +63,8 @@ def describe_by_map(
         + tuple(in_all_blocks),
         column_parallel=frozenset(_named(blocks, table["column_parallel"])),
         row_parallel=frozenset(_named(blocks, table["row_parallel"])),
-        hyperparameters=_hyperparameters(table["hyperparameters"], config),
+        hyperparameters=hyperparameters,
+        segments=declared_segments(family, table.get("segments", {}), blocks, hyperparameters, modules),
     )
 
 
@@ -106,8 +109,12 @@ def _named(blocks: Iterable[BlockDescription], roles: Sequence[str]) -> tuple[st
     return tuple(block.roles[role] for block in blocks for role in roles if role in block.roles)
 
 
-def _hyperparameters(names: Mapping[str, str], config: object) -> dict[str, int]:
-    values = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
+def _hyperparameters(names: Mapping[str, str | int], config: object) -> dict[str, int]:
+    """Return the config's values; a number in the place of a name is the family's own."""
+    values = {
+        ours: getattr(config, theirs, None) if isinstance(theirs, str) else theirs
+        for ours, theirs in names.items()
+    }
     return {name: value for name, value in values.items() if isinstance(value, int)}
 
 

@@ -16,3 +16,9 @@ def fused_groups(description: ModelDescription | None) -> list[tuple[str, ...]]:
         for roles in FUSED_ROLES
     )
     return [group for group in groups if len(group) > 1]
+
+
+def fused_names(description: ModelDescription | None) -> set[str]:
+    """Return the layers that engines join, and those that the model itself holds as one."""
+    segments = description.segments if description is not None else {}
+    return {name for group in fused_groups(description) for name in group} | set(segments)

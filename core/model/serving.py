@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.max_scales import uncalibrated
 from octavo.core.errors import ExportError, ModeError, listed
 from octavo.core.formats import QuantSpec
+from octavo.core.model.description import ModelDescription
 from octavo.core.model.exporter import Dialect
-from octavo.core.model.fused import fused_groups
+from octavo.core.model.fused import fused_names
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, quantized_layers
@@ -71,12 +72,15 @@ def model_serving(model: nn.Module, target: str) -> Serving:
         ExportError: it loads none; formats, evidence and layers are named.
     """
     check_exportable(model)
-    fused = {name for group in fused_groups(plugins().describe_model(model)) for name in group}
+    description = plugins().describe_model(model)
+    fused = fused_names(description)
     layers: dict[str, ServedLayer] = {}
     for name, layer in quantized_layers(model):
         if specs := active_specs(layer):
             shapes = {
-                q: tuple(weight.shape) for q, weight in layer.quantized_weights().items() if weight.dim() == 2
+                q: _shapes(name, weight, description)
+                for q, weight in layer.quantized_weights().items()
+                if weight.dim() == 2
             }
             layers |= served_parts(name, type(layer), specs, shapes, name in fused)
     served = best_serving(layers, target)
@@ -85,3 +89,11 @@ def model_serving(model: nn.Module, target: str) -> Serving:
             "; ".join(served.sentences("refused")) + ". octavo.plan(…, target=…) says so before"
         )
     return served
+
+
+def _shapes(name: str, weight: Tensor, description: ModelDescription | None) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of a weight [out, in], or of each segment of a fused one."""
+    segments = description.segments.get(name) if description is not None else None
+    if segments is None:
+        return (tuple(weight.shape),)
+    return tuple((segments.num_rows(role), weight.shape[-1]) for role in segments.rows_per_group)

@@ -22,13 +22,14 @@ class ServedLayer:
 
     Attributes:
         chains: The formats that each of its quantizers applies in turn, by the quantizer's short name.
-        shape: Shape [out, in] of its weight on one rank, or None where it has no such matrix.
-        is_fused: The engine joins it with its neighbours (q/k/v, gate/up).
+        shapes: Shape [out, in] of its weight on one rank, or of each segment of a fused one; none where it has no
+            such matrix.
+        is_fused: For the engine it is part of a joined layer (q/k/v, gate/up), or is such a layer itself.
         is_linear: It multiplies with its weight, as all layers do whose quantized weights checkpoints store.
     """
 
     chains: Mapping[str, Sequence[QuantSpec]]
-    shape: tuple[int, ...] | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
     is_fused: bool = False
     is_linear: bool = True
 
@@ -59,7 +60,7 @@ def served_parts(
     name: str,
     quantized: type[QuantModule],
     chains: Mapping[str, Sequence[QuantSpec]],
-    shapes: Mapping[str, tuple[int, ...] | None],
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]],
     is_fused: bool,
 ) -> dict[str, ServedLayer]:
     """Return what an engine meets of one layer of the class `quantized`, each of its weights for itself.
@@ -70,7 +71,7 @@ def served_parts(
         name: The layer's name.
         quantized: Its quantized class.
         chains: The formats of its quantizers that are on.
-        shapes: Shapes of its weight matrices, by quantizer.
+        shapes: As in `ServedLayer`, by quantizer.
         is_fused: As in `ServedLayer`.
     """
     if issubclass(quantized, QuantAttention):
@@ -83,7 +84,7 @@ def served_parts(
             "input_quantizer": chains.get(slot.inputs, ()),
         }
         key = f"{name}.{slot.parameter}" if slot.is_stacked else name
-        parts[key] = ServedLayer(part, shapes.get(slot.quantizer), is_fused, is_linear)
+        parts[key] = ServedLayer(part, shapes.get(slot.quantizer, ()), is_fused, is_linear)
     return parts
 
 
@@ -165,12 +166,12 @@ def _shape_verdicts(
 ) -> Iterator[tuple[str, Verdict, list[str]]]:
     kinds: dict[tuple[tuple[int, ...], bool], list[str]] = {}
     for name, layer in layers.items():
-        if layer.shape is not None:
-            kinds.setdefault((layer.shape, layer.is_fused), []).append(name)
+        for shape in dict.fromkeys(layer.shapes):
+            kinds.setdefault((shape, layer.is_fused), []).append(name)
     for (shape, is_fused), names in kinds.items():
         verdict = exporter.serves_shape(target, layer_format, shape, is_fused)
         if verdict.status != "loads":
-            joined = ", joined with its neighbours" if is_fused else ""
+            joined = ", part of a joined layer" if is_fused else ""
             yield f"weights {layer_format.weight} of shape {list(shape)} on one rank{joined}", verdict, names
 
 

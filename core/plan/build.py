@@ -17,7 +17,6 @@ from octavo.core.plan.attention import left_out_attention
 from octavo.core.plan.checks import (
     block_problems,
     state_problems,
-    tensor_parallel_problems,
     tied_problems,
     unshared_notes,
 )
@@ -27,6 +26,7 @@ from octavo.core.plan.plan import Plan
 from octavo.core.plan.settings import LayerSetting, decide_settings, without_calibration
 from octavo.core.plan.sites import find_sites
 from octavo.core.plan.targets import target_problems
+from octavo.core.plan.tensor_parallel import tensor_parallel_problems
 from octavo.core.plan.tensors import plan_tensors
 from octavo.core.plan.unmatched import (
     describe_unmatched,

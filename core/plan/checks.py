@@ -8,10 +8,7 @@ from torch import nn
 
 from octavo.core.errors import listed
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec
-from octavo.core.model.description import ModelDescription
 from octavo.core.plan.settings import LayerSetting
-
-_KV_ROLES = ("attention.k", "attention.v")
 
 
 def block_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
@@ -66,37 +63,6 @@ def tied_problems(model: nn.Module, layers: Iterable[LayerSetting]) -> Iterator[
             )
 
 
-def tensor_parallel_problems(
-    layers: Sequence[LayerSetting], description: ModelDescription | None, tp: int
-) -> Iterator[str]:
-    """Yield an error for each layer that `tp` ranks cannot share without cutting a block."""
-    if tp == 1:
-        return
-    if description is None:
-        yield f"tp={tp} cannot be checked: no family map says how this model is split"
-        return
-    yield from _head_problems(description, tp)
-    for layer in layers:
-        stages = layer.quantizers.get("weight_quantizer", ())
-        is_row = layer.site.name in description.row_parallel
-        if not stages or not (is_row or layer.site.name in description.column_parallel):
-            continue
-        shape = layer.site.quantized.quantizer_shape(layer.site.layer, "weight_quantizer")
-        axis = -1 if is_row else -2
-        length = max([1, *(dict(_sizes(stage.spec)).get(axis, 1) for stage in stages)])
-        parts = split_parts(layer.site.name, description, tp)
-        if shape and shape[axis] % (parts * length):
-            dim = "in_features" if is_row else "out_features"
-            split = f"tp={tp}" if parts == tp else f"{parts} key/value heads, which tp={tp} replicates,"
-            yield f"{layer.site.name}: {dim} {shape[axis]} cannot be split over {split} in whole blocks of {length}"
-
-
-def split_parts(name: str, description: ModelDescription, tp: int) -> int:
-    """Return into how many parts `tp` ranks split a layer: fewer where there are fewer key/value heads."""
-    is_kv = any(block.roles.get(role) == name for block in description.blocks for role in _KV_ROLES)
-    return min(tp, description.hyperparameters.get("num_kv_heads", tp)) if is_kv else tp
-
-
 def unshared_notes(layers: Sequence[LayerSetting]) -> list[str]:
     """Return what it means that nobody knows which layers read the same tensor, where that matters."""
     sharing = [
@@ -114,13 +80,10 @@ def unshared_notes(layers: Sequence[LayerSetting]) -> list[str]:
     ]
 
 
-def _head_problems(description: ModelDescription, tp: int) -> Iterator[str]:
-    heads = description.hyperparameters.get("num_heads", tp)
-    kv_heads = description.hyperparameters.get("num_kv_heads", heads)
-    if heads % tp:
-        yield f"{heads} attention heads cannot be split over tp={tp}"
-    if kv_heads % tp and tp % kv_heads:
-        yield f"{kv_heads} key/value heads can be neither split over nor replicated to tp={tp}"
+def block_sizes(spec: QuantSpec) -> tuple[tuple[int, int], ...]:
+    """Return (dim, length) of each dim that the format divides into blocks; none for other granularities."""
+    granularity = spec.unstacked().granularity
+    return granularity.sizes if isinstance(granularity, PerBlock) else ()
 
 
 def _weight_and_inputs(layer: LayerSetting) -> list[QuantSpec]:
@@ -134,14 +97,9 @@ def _is_shared(spec: QuantSpec) -> bool:
     return spec.global_max is not None or is_static_tensor
 
 
-def _sizes(spec: QuantSpec) -> tuple[tuple[int, int], ...]:
-    granularity = spec.unstacked().granularity
-    return granularity.sizes if isinstance(granularity, PerBlock) else ()
-
-
 def _block_length(spec: QuantSpec) -> int | None:
     """Return the block length along the last dim where padding is not allowed: in one-dim blocks."""
-    sizes = dict(_sizes(spec))
+    sizes = dict(block_sizes(spec))
     return sizes.get(-1) if len(sizes) == 1 else None
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from octavo.core.errors import listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.description import ModelDescription
-from octavo.core.model.fused import fused_groups
+from octavo.core.model.fused import fused_groups, fused_names
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
-from octavo.core.plan.checks import split_parts
 from octavo.core.plan.settings import LayerSetting
+from octavo.core.plan.tensor_parallel import rank_rows
 
 
 def target_problems(
@@ -46,13 +46,13 @@ def _exporter_of(served: Serving) -> str | None:
 def _served_layers(
     layers: Sequence[LayerSetting], description: ModelDescription | None, tp: int
 ) -> dict[str, ServedLayer]:
-    fused = {name for group in fused_groups(description) for name in group}
+    fused = fused_names(description)
     served: dict[str, ServedLayer] = {}
     for layer in layers:
         if layer.is_quantized:
             name, quantized = layer.site.name, layer.site.quantized
             shapes = {
-                slot.quantizer: _rank_shape(layer, slot.quantizer, description, tp)
+                slot.quantizer: _rank_shapes(layer, slot.quantizer, description, tp)
                 for slot in quantized.weight_slots()
             }
             served |= served_parts(name, quantized, _chains(layer), shapes, name in fused)
@@ -63,19 +63,19 @@ def _chains(layer: LayerSetting) -> dict[str, tuple[QuantSpec, ...]]:
     return {name: tuple(stage.spec for stage in stages) for name, stages in layer.quantizers.items()}
 
 
-def _rank_shape(
+def _rank_shapes(
     layer: LayerSetting, quantizer: str, description: ModelDescription | None, tp: int
-) -> tuple[int, ...] | None:
-    """Return the shape of the part of a weight matrix that one of `tp` ranks holds."""
+) -> tuple[tuple[int, ...], ...]:
+    """Return the shape of what one of `tp` ranks holds of a weight matrix, or of each of its segments."""
     shape = layer.site.quantized.quantizer_shape(layer.site.layer, quantizer)
     if quantizer not in layer.quantizers or shape is None or len(shape) != 2:
-        return None
+        return ()
     rows, columns = shape
     if description is not None and layer.site.name in description.column_parallel:
-        return rows // split_parts(layer.site.name, description, tp), columns
+        return tuple((part, columns) for part in rank_rows(layer.site.name, rows, description, tp))
     if description is not None and layer.site.name in description.row_parallel:
-        return rows, columns // tp
-    return shape
+        return ((rows, columns // tp),)
+    return (shape,)
 
 
 def _unlike_layers(

@@ -73,6 +73,6 @@ def test_a_map_is_short_and_names_only_roles_that_it_has(path: Path) -> None:
     optional = {"mlp.gate"}  # inherited lists may name what the extending map has removed
 
     groups = [*table["same_input"], *table.get("same_input_in_all_blocks", [])]
-    for names in [*groups, table["column_parallel"], table["row_parallel"]]:
+    for names in [*groups, table["column_parallel"], table["row_parallel"], table.get("segments", {})]:
         assert set(names) <= roles | optional
     assert len(path.read_text().splitlines()) <= 60

@@ -9,7 +9,8 @@ import pytest
 import octavo
 from helpers.exporters_models import plain_model, tokens
 from helpers.plan_models import new_model, planned, shared_model
-from octavo.core.errors import PlanError
+from octavo.core.errors import ExportError, PlanError
+from octavo.core.model.serving import model_serving
 
 SQUARE = "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"
 WITHOUT_V = octavo.merge_configs(
@@ -26,13 +27,31 @@ def test_square_blocks_that_a_joined_layer_would_cut() -> None:
     (error,) = of_target(planned(SQUARE, shared_model(), target="vllm").errors, "vllm")
 
     assert error == (
-        "vllm and weights e4m3 block{-1:128,-2:128} of shape [64, 128] on one rank, joined with its neighbours: "
+        "vllm and weights e4m3 block{-1:128,-2:128} of shape [64, 128] on one rank, part of a joined layer: "
         "refused (source: ValueError: out_features 64 is no multiple of 128); layers model.layers.0.self_attn.k_proj, "
         "model.layers.0.self_attn.v_proj, model.layers.1.self_attn.k_proj and 1 more (4 in all)"
     )
     assert planned(SQUARE, model, target="vllm").errors == ()
     cut = of_target(planned(SQUARE, model, target="vllm", tp=2).errors, "vllm")
-    assert any("of shape [64, 128] on one rank, joined" in text for text in cut)
+    assert any("of shape [64, 128] on one rank, part of a joined" in text for text in cut)
+
+
+def test_square_blocks_that_a_fused_layer_would_cut() -> None:
+    """Phi-3's qkv_proj has 256 rows, two blocks of 128, and vLLM loads its q, k and v each for itself."""
+    (error,) = of_target(planned(SQUARE, new_model("phi3", "meta"), target="vllm").errors, "vllm")
+
+    assert "of shape [64, 128] on one rank" in error
+    assert error.endswith("layers model.layers.0.self_attn.qkv_proj, model.layers.1.self_attn.qkv_proj")
+
+
+def test_a_model_that_is_quantized_already_is_held_to_the_same_shapes() -> None:
+    model = new_model("phi3")
+    octavo.quantize(model, SQUARE, quiet=True)
+
+    with pytest.raises(
+        ExportError, match=r"of shape \[64, 128\] on one rank, part of a .* model\.layers\.1\.self_attn\.qkv"
+    ):
+        model_serving(model, "vllm")
 
 
 def test_square_blocks_along_the_input_must_be_whole_for_vllm() -> None:

@@ -107,3 +107,51 @@ def test_a_family_without_a_map_cannot_be_checked() -> None:
 def test_a_size_below_one(tp: int) -> None:
     with pytest.raises(OctavoError, match=str(tp)):
         planned("FP8_DEFAULT_CFG", tp=tp).check()
+
+
+def test_each_segment_of_a_fused_layer_is_divided() -> None:
+    """Phi-3's 128 rows of q are split over 4 ranks, the 64 of k and of v over their 2 heads, and replicated."""
+    assert planned("FP8_DEFAULT_CFG", new_model("phi3", "meta"), tp=4).errors == ()
+    model = new_model("phi3", "meta", intermediate_size=254)
+    found = [error for error in planned("FP8_DEFAULT_CFG", model, tp=4).errors if "gate_up" in error]
+
+    assert found[:2] == [
+        f"model.layers.0.mlp.gate_up_proj: the 254 rows of mlp.{part}, of 508 in all, cannot be split over tp=4 in "
+        "whole blocks of 1"
+        for part in ("gate", "up")
+    ]
+
+
+def test_square_blocks_that_would_hold_rows_of_two_segments() -> None:
+    """256 rows of q, k and v are 2 blocks of 128 and 512 of gate and up are 4, but not of what a rank holds."""
+    errors = planned("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", new_model("phi3", "meta"), tp=2).errors
+    kv = "of 256 in all, cannot be split over tp=2 in whole blocks of 128 (a rank's lie 32 together)"
+
+    assert [error.partition(": ")[2] for error in errors if "layers.0.self_attn.qkv_proj" in error] == [
+        "the 128 rows of attention.q, of 256 in all, cannot be split over tp=2 in whole blocks of 128 (a rank's lie "
+        "64 together)",
+        f"the 64 rows of attention.k, {kv}",
+        f"the 64 rows of attention.v, {kv}",
+    ]
+    assert not [error for error in errors if "gate_up" in error], "128 rows of each on each rank"
+
+
+def test_rows_of_heads_that_take_turns() -> None:
+    """GPT-NeoX's 256 rows of q are 128 on each of 2 ranks, in runs of a head's 64."""
+    model = new_model("gpt_neox", "meta", hidden_size=256)
+    errors = planned("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", model, tp=2).errors
+
+    assert errors[0] == (
+        "gpt_neox.layers.0.attention.query_key_value: the 256 rows of attention.q, of 768 in all, cannot be split over "
+        "tp=2 in whole blocks of 128 (a rank's lie 64 together)"
+    )
+    wide = new_model("gpt_neox", "meta", hidden_size=512)
+    assert planned("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", wide, tp=2).errors == ()
+
+
+def test_one_key_of_all_heads_is_replicated() -> None:
+    config = {"quant_cfg": [{"quantizer_name": "*c_attn.weight_quantizer", "cfg": {"num_bits": 8}}]}
+    model = new_model("gpt_bigcode", "meta", hidden_size=96, num_attention_heads=6)
+
+    assert planned(config, model, tp=3).errors == ()
+    assert planned(config, model, tp=4).errors[0] == "6 attention heads cannot be split over tp=4"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import octavo
 from helpers.exporters_models import export, quantized, same, tensors_of, tokens
+from helpers.family_cases import family_cases
 from octavo.core.errors import ConfigError, ExportError
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 
@@ -36,6 +37,20 @@ def test_joined_fp8_layers_are_not_rounded_twice(target: str, tmp_path: Path) ->
         assert {float(ours[f"model.layers.0.{name}.weight_scale"]) for name in group} == {float(max(scales))}
         assert not torch.equal(*collapsed(peers, group))
         assert torch.equal(*collapsed(ours, group))
+
+
+def test_a_layer_that_the_model_itself_holds_fused_keeps_its_one_scale(tmp_path: Path) -> None:
+    """Engines that find qkv_proj in a checkpoint use its scale for q, k and v: there is nothing to share."""
+    case = family_cases()["Phi 3, 4"]
+    model = case.model()
+    octavo.quantize(model, "FP8_DEFAULT_CFG", [case.batch()], quiet=True)
+    peers = tensors_of(export(model, tmp_path / "peer"))
+    report = octavo.export_hf_checkpoint(model, export_dir=tmp_path / "ours", quiet=True, target="vllm")
+    ours = tensors_of(tmp_path / "ours")
+
+    assert ours["model.layers.0.self_attn.qkv_proj.weight_scale"].shape == ()
+    assert report.differences == ()
+    assert all(same(peers[name], ours[name]) for name in peers | ours)
 
 
 @pytest.mark.parametrize(
