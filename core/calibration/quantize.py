@@ -10,6 +10,7 @@ from torch import nn
 
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.attach import attach, check_reached
+from octavo.core.calibration.cost import measured
 from octavo.core.calibration.finalize import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.forward_loop import ForwardLoop
@@ -74,8 +75,10 @@ def quantize(
         if forward_loop is not None and not algorithms:
             say(_DATA_NOT_RUN, quiet)
         groups = [list(group) for group in made.groups]
-        rows = _run(model, algorithms, forward_loop, quiet, groups)
-        state.update(layers=describe_quantizers(model), same_input=groups, report=rows)
+        with measured() as cost:
+            rows = _run(model, algorithms, forward_loop, quiet, groups)
+        report = {"weights": rows, **cost}
+        state.update(layers=describe_quantizers(model), same_input=groups, report=report)
     say(made.summary(), quiet)
     return model
 

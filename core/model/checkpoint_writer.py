@@ -27,6 +27,9 @@ from octavo.core.model.stored_weight import StoredWeight, check_layout
 from octavo.core.packed import PackedTensor
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
+from octavo.core.report.files import write_report
+from octavo.core.report.run_report import run_report
+from octavo.core.report.weight_error import WeightErrors
 
 NamedTensors = Iterator[tuple[str, Tensor]]
 
@@ -89,12 +92,12 @@ def write_checkpoint(
     """
     with atomic_folder(export_dir, options.overwrite) as folder:
         _write_companions(model, folder, options)
-        writer, num_bytes = SafetensorsWriter(folder, options.max_shard_bytes), 0
+        writer, num_bytes, errors = SafetensorsWriter(folder, options.max_shard_bytes), 0, WeightErrors()
         with _finalized(model, spelling.exporter, options.target):
             layout = _layout(model, spelling.weights)
             modules = module_names(layout.names)
             spelling.write_metadata(layout, modules, folder)
-            tensors = _tensors(model, spelling, layout, options.dtype)
+            tensors = _tensors(model, spelling, layout, options.dtype, errors)
             for name, tensor in chain(tensors, spelling.other_tensors(modules)):
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
@@ -103,13 +106,16 @@ def write_checkpoint(
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
         _check_readable(folder, spelling.exporter)
+        report = ExportReport(
+            export_dir, len(manifest), num_bytes, spelling.warnings, spelling.exporter, differences
+        )
+        left_out = left_out_modules(model, spelling.weights)
+        write_report(folder, run_report(model, spelling.weights, errors.sqnr(), report, left_out))
     for warning in spelling.warnings:
         say(f"warning: {warning}", options.quiet)
     for difference in differences:
         say(f"for {options.target}: {difference}", options.quiet)
-    return ExportReport(
-        export_dir, len(manifest), num_bytes, spelling.warnings, spelling.exporter, differences
-    )
+    return report
 
 
 def left_out_modules(model: nn.Module, weights: Mapping[str, StoredWeight]) -> list[str]:
@@ -169,7 +175,11 @@ def _layout(model: nn.Module, weights: Mapping[str, StoredWeight]) -> Checkpoint
 
 
 def _tensors(
-    model: nn.Module, spelling: Spelling, layout: CheckpointLayout, dtype: torch.dtype | None
+    model: nn.Module,
+    spelling: Spelling,
+    layout: CheckpointLayout,
+    dtype: torch.dtype | None,
+    errors: WeightErrors,
 ) -> NamedTensors:
     """Yield every tensor but the dialect's others, block by block; tied ones once, under their first name."""
     source = InMemoryBlocks(model, plugins().describe_model(model))
@@ -186,7 +196,7 @@ def _tensors(
                     continue
                 written.add(id(tied[name]))
                 if name in spelling.weights:
-                    yield from _weight_tensors(spelling, spelling.weights[name], layout)
+                    yield from _weight_tensors(spelling, spelling.weights[name], layout, errors)
                     continue
                 value = _plain_value(name, values[name], dtype)
                 yield from ((new, place.of(value).contiguous()) for new, place in places[name])
@@ -203,7 +213,9 @@ def _plain_value(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value
 
 
-def _weight_tensors(spelling: Spelling, weight: StoredWeight, layout: CheckpointLayout) -> NamedTensors:
-    for base, packed, is_segment in weight.packed(layout):
+def _weight_tensors(
+    spelling: Spelling, weight: StoredWeight, layout: CheckpointLayout, errors: WeightErrors
+) -> NamedTensors:
+    for base, packed, is_segment in weight.packed(layout, errors):
         for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.input_scale(weight)}.items():
             yield f"{base}.{suffix}", tensor

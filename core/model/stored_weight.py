@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from octavo.core.errors import ExportError, listed
@@ -12,6 +13,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.modules import QuantModule, WeightSlot
 from octavo.core.packed import PackedTensor
+from octavo.core.report.weight_error import WeightErrors
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,14 @@ class StoredWeight:
         weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
         return self.layer.quantizers()[self.slot.quantizer].stages()[0].scaled(weight)
 
-    def packed(self, layout: CheckpointLayout) -> Iterator[tuple[str, PackedTensor, bool]]:
+    def packed(
+        self, layout: CheckpointLayout, errors: WeightErrors
+    ) -> Iterator[tuple[str, PackedTensor, bool]]:
         """Yield (checkpoint name of the module, codes and scales, whether they are a segment of an expert's rows).
+
+        Args:
+            layout: Where the checkpoint has the weight.
+            errors: Takes in how far the codes are from the values.
 
         Raises:
             ExportError: the checkpoint holds stacked weights in one tensor, or scales do not divide among segments.
@@ -55,14 +63,13 @@ class StoredWeight:
         (stage,) = self.layer.quantizers()[self.slot.quantizer].stages()
         weight, state, spec = self.values, stage.state_tensors(), self.spec
         if not self.slot.is_stacked:
-            yield (
-                layout.names[self.name].removesuffix(".weight"),
-                PackedTensor.pack(weight, state, spec),
-                False,
-            )
+            packed = PackedTensor.pack(weight, state, spec)
+            errors.add(self.name, weight, packed.dequantize(torch.float32))
+            yield layout.names[self.name].removesuffix(".weight"), packed, False
             return
         for index, names in enumerate(layout.parts[self.name]):
             packed = PackedTensor.pack(weight[index], [tensor[index] for tensor in state], spec)
+            errors.add(self.name, weight[index], packed.dequantize(torch.float32))
             for segment, name in enumerate(names):
                 yield name.removesuffix(".weight"), self._segment(packed, segment, len(names)), len(names) > 1
 

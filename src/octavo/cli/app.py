@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from octavo.cli import evaluate, inspect, listings, plan, quantize
+from octavo.cli import evaluate, inspect, listings, plan, quantize, report
 from octavo.core.errors import CalibrationError, CheckpointError, ExportError, OctavoError
 
 REFUSED, CALIBRATION_FAILED, CHECKPOINT_FAILED = 3, 4, 5
@@ -26,6 +26,7 @@ app.command("quantize")(quantize.quantize)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("presets")(listings.presets)
 app.command("plugins")(listings.plugins)
 

@@ -1,0 +1,1 @@
+"""What a run did to a model, as data and as a page to look at."""
