@@ -60,8 +60,9 @@ def swap(
         del layer.__dict__[_ORIGINAL], layer.__dict__[_QUANTIZED]
         raise
     rebind_instance_forward(layer, original, new_class)
-    for quantizer_name, quantizer in quantizers.items():
-        layer.add_module(quantizer_name, quantizer)
+    for quantizer_name in quantized.quantizer_names:
+        if quantizer_name in quantizers or quantizer_name not in quantized.on_demand:
+            layer.add_module(quantizer_name, quantizers[quantizer_name])
 
 
 def unswap(name: str, layer: nn.Module) -> None:

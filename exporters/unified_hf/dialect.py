@@ -65,8 +65,8 @@ class UnifiedHfDialect:
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does.
 
-        They hold weights, inputs of layers with such weights, keys and values: no outputs, no queries, and nothing
-        of norms and poolings.
+        They hold weights, inputs of layers with such weights, keys and values: no outputs, no queries, no softmax
+        outputs, and nothing of norms and poolings.
         """
         if isinstance(layer, QuantAttention):
             return quantizer in CACHE_QUANTIZERS

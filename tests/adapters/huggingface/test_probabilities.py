@@ -192,15 +192,6 @@ def test_given_a_format_later_saved_and_taken_off(tmp_path: Path) -> None:
     assert not any("quantizer" in name for name, _ in model.named_modules())
 
 
-def test_compiled_whole() -> None:
-    model = quantized(tiny_model("llama", "sdpa", num_hidden_layers=1), "p_bmm", "bmm2_output")
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-
-    found = logits(compiled, {"input_ids": tokens(), "use_cache": False})
-
-    assert torch.allclose(found, logits(model), rtol=0, atol=1e-5)
-
-
 def test_implementations_with_masks_of_their_own_are_refused() -> None:
     AttentionInterface.register("of_its_own", ALL_ATTENTION_FUNCTIONS["sdpa"])
     AttentionMaskInterface.register("of_its_own", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
