@@ -92,7 +92,7 @@ def _read_layer(
             _read_stage(stage, f"{where}: {quantizer_name}") for stage in described
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
-    if quantizers.keys() != set(quantized.quantizer_names):
+    if set(quantizers) - set(quantized.on_demand) != set(quantized.constant_names()):
         raise ModeError(
             f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
             f"{', '.join(quantized.quantizer_names)}"
