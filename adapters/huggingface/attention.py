@@ -1,4 +1,4 @@
-"""Quantized queries, keys and values, through transformers' own attention interface.
+"""Quantized attention, through transformers' own attention interface.
 
 An attention layer asks its config for the name of an implementation, and the interface for the function of that
 name. A routed layer gets a view of its config that answers with a name of ours; the model's own config, its masks
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from octavo.adapters.huggingface.probabilities import (
+    QuantizedSoftmax,
+    additive_mask,
+    check_can_be_eager,
+)
 from octavo.core.errors import UnsupportedError
 from octavo.core.modules import QuantAttention
 
@@ -60,7 +65,10 @@ def route_attention(model: nn.Module) -> None:
             continue
         if name in left_out:
             raise UnsupportedError(f"{name}: queries, keys and values cannot be quantized: {left_out[name]}")
-        layer.config = _RoutedConfig(layer)  # type: ignore[assignment]
+        config = _RoutedConfig(layer)
+        if layer.has_probabilities:
+            check_can_be_eager(name, config.implementation, config.eager)
+        layer.config = config  # type: ignore[assignment]
 
 
 def unroute_attention(model: nn.Module) -> None:
@@ -74,10 +82,27 @@ def unroute_attention(model: nn.Module) -> None:
 def quantized_attention(
     module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **options: Any
 ) -> Any:
-    """Quantize what a routed layer hands to attention, then run the implementation that its model asks for."""
+    """Run the implementation that the model of a routed layer asks for, on quantized tensors, and quantize its output.
+
+    Only eager attention has a softmax output: where that is quantized, the model's own eager function runs, with the
+    mask in its form.
+
+    Raises:
+        UnsupportedError: the softmax output is quantized, and the model asks for an implementation whose masks are of
+            a form of its own.
+    """
+    layer = cast(QuantAttention, module)
     config: Any = module.config
-    query, key, value = module.quantize_qkv(query, key, value)  # type: ignore[operator]
-    return config.inner_function()(module, query, key, value, mask, **options)
+    query, key, value = layer.quantize_qkv(query, key, value)
+    if layer.has_probabilities:
+        check_can_be_eager(type(module).__name__, config.implementation, config.eager)
+        if config.implementation == "sdpa":
+            mask = additive_mask(module, query, key, mask, options.get("is_causal"))
+        with QuantizedSoftmax(layer.quantize_probabilities):
+            output, weights = config.eager(module, query, key, value, mask, **options)
+    else:
+        output, weights = config.inner_function()(module, query, key, value, mask, **options)
+    return layer.quantize_output(output), weights
 
 
 class _RoutedConfig:
@@ -90,13 +115,18 @@ class _RoutedConfig:
         )
         self.own: Any = layer.config
         self._interface: Any = forward.__globals__[_INTERFACE]
-        self._eager = forward.__globals__.get(eager)
+        self.eager: Callable[..., Any] | None = forward.__globals__.get(eager)
 
     _attn_implementation = ROUTED
 
+    @property
+    def implementation(self) -> str | None:
+        """The name of the attention function that the model asks for."""
+        return self.own._attn_implementation  # type: ignore[no-any-return]
+
     def inner_function(self) -> Callable[..., Any]:
         """Return the attention function that the layer would call if it were not routed."""
-        return self._interface.get_interface(self.own._attn_implementation, self._eager)  # type: ignore[no-any-return]
+        return self._interface.get_interface(self.implementation, self.eager)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         if name == "own" or name.startswith("__"):  # asked for while a copy is being made

@@ -34,8 +34,8 @@ def attach(model: nn.Module, layers: Sequence[LayerSetting]) -> None:
     for layer in layers:
         if layer.is_quantized:
             site = layer.site
-            stages = {name: layer.quantizers.get(name, ()) for name in site.quantized.quantizer_names}
-            swap_with(site.name, site.layer, site.quantized, stages)
+            off: dict[str, tuple[StageSetting, ...]] = dict.fromkeys(site.quantized.constant_names(), ())
+            swap_with(site.name, site.layer, site.quantized, off | layer.quantizers)
     plugins().prepare_model(model)
 
 

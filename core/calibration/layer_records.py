@@ -97,7 +97,7 @@ def _read_layer(
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
         scales[quantizer_name] = tuple(_scale_shape(stage, where) for stage in described)
-    if quantizers.keys() != set(quantized.quantizer_names):
+    if set(quantizers) - set(quantized.on_demand) != set(quantized.constant_names()):
         raise ModeError(
             f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
             f"{', '.join(quantized.quantizer_names)}"

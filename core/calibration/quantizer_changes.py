@@ -128,7 +128,7 @@ class _Decided:
 
     @property
     def current(self) -> Quantizer:
-        return self.module.quantizers()[self.quantizer]
+        return _current(self.module, self.quantizer)
 
     @property
     def changes_values(self) -> bool:
@@ -172,7 +172,7 @@ def _decide(
 
 
 def _decide_quantizer(site: Site, quantizer: str, rules: Sequence[Rule]) -> _Decided:
-    name, current = site.quantizer_name(quantizer), getattr(site.layer, quantizer)
+    name, current = site.quantizer_name(quantizer), _current(cast(QuantModule, site.layer), quantizer)
     before = [
         {
             **spec_attributes(stage.spec.unstacked()),
@@ -195,6 +195,11 @@ def _decide_quantizer(site: Site, quantizer: str, rules: Sequence[Rule]) -> _Dec
     is_new = [(s.spec, s.pinned_amax) for s in new] != [(s.spec, None) for s in old]
     enabled = tuple(attributes.enable for attributes in decision.stages)
     return _Decided(LayerSetting(site, {quantizer: new}, "", decision.rules), quantizer, enabled, is_new)
+
+
+def _current(layer: QuantModule, quantizer: str) -> Quantizer:
+    """Return a quantizer of `layer`, or one that is off where the layer has none yet."""
+    return layer.quantizers().get(quantizer, TensorQuantizer())
 
 
 def _gives_format(rule: Rule) -> bool:

@@ -41,6 +41,7 @@ def expected_misses() -> frozenset[tuple[str, str | None, bool]]:
     entries = [entry for name in preset_names() for entry in preset(name)["quant_cfg"]]
     off = {(e["quantizer_name"], e.get("parent_class"), True) for e in entries if e.get("enable") is False}
     on = {(glob + suffix, None, False) for glob in _table()["optional"] for suffix in _SUFFIXES}
+    on |= {(glob, None, False) for glob in _table()["optional_quantizers"]}
     return frozenset(off | on)
 
 

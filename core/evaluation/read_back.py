@@ -166,7 +166,7 @@ def _described(model: nn.Module, activations: Mapping[str, InputState]) -> dict[
         is_attention = quantizer in QuantAttention.quantizer_names
         layer_class = type(model.get_submodule(layer_name))
         mixin = QuantAttention if is_attention else experts.get(layer_name) or quantized_class(layer_class)
-        names = mixin.quantizer_names if mixin is not None else (quantizer,)
+        names = mixin.constant_names() if mixin is not None else (quantizer,)
         layer = described.setdefault(
             layer_name, {"attention": is_attention, "quantizers": {n: [] for n in names}}
         )

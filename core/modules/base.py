@@ -36,12 +36,14 @@ class QuantModule(nn.Module):
 
     Attributes:
         quantizer_names: Submodules that hold the quantizers, created by the swap.
+        on_demand: Those of them that a layer has only once they are given a format.
         own_attributes: What quantized layers of this class keep on the instance; gone when they are swapped back.
         weight_is_transposed: Whether the layer holds its weight as [in, out]. Its quantizers see [out, in], and
             checkpoints store that.
     """
 
     quantizer_names: ClassVar[tuple[str, ...]] = ()
+    on_demand: ClassVar[tuple[str, ...]] = ()
     own_attributes: ClassVar[tuple[str, ...]] = ()
     weight_is_transposed: ClassVar[bool] = False
 
@@ -64,4 +66,10 @@ class QuantModule(nn.Module):
 
     def quantizers(self) -> dict[str, Quantizer]:
         """Return this layer's quantizers by name."""
-        return {name: getattr(self, name) for name in self.quantizer_names}
+        names = (name for name in self.quantizer_names if name not in self.on_demand or hasattr(self, name))
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def constant_names(cls) -> tuple[str, ...]:
+        """Return the names of the quantizers that every layer of this class has, on or off."""
+        return tuple(name for name in cls.quantizer_names if name not in cls.on_demand)

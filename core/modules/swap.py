@@ -34,7 +34,7 @@ def swap(
         name: The layer's name in its model, for messages.
         layer: The layer.
         quantized: Its quantized class, from `quantized_class` or `combined_class`.
-        quantizers: One for each of `quantized.quantizer_names`.
+        quantizers: One for each of `quantized.quantizer_names`; those `on_demand` may be missing.
 
     Raises:
         ModeError: the layer is quantized already, or has something of its own under a quantizer's name.
@@ -61,7 +61,8 @@ def swap(
         raise
     rebind_instance_forward(layer, original, new_class)
     for quantizer_name in quantized.quantizer_names:
-        layer.add_module(quantizer_name, quantizers[quantizer_name])
+        if quantizer_name in quantizers or quantizer_name not in quantized.on_demand:
+            layer.add_module(quantizer_name, quantizers[quantizer_name])
 
 
 def unswap(name: str, layer: nn.Module) -> None:

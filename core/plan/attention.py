@@ -22,6 +22,6 @@ def left_out_attention(reasons: Mapping[str, str], rules: Sequence[Rule]) -> lis
         if any(decide(quantizer, frozenset(), rules).enabled for quantizer in quantizers):
             wanted.setdefault(reason, []).append(name)
     return [
-        f"queries, keys and values of {listed(names, 2)} are left out: {reason}"
+        f"attention of {listed(names, 2)} is left out, with its queries, keys and values: {reason}"
         for reason, names in wanted.items()
     ]

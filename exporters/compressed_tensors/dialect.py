@@ -40,7 +40,7 @@ class CompressedTensorsDialect:
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does, or it is refused: no outputs, no queries."""
         if isinstance(layer, QuantAttention):
-            return quantizer != "q_bmm_quantizer"
+            return quantizer in ("k_bmm_quantizer", "v_bmm_quantizer")
         return bool(layer.quantized_weights()) and quantizer != "output_quantizer"
 
     def activation_state(

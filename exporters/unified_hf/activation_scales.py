@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from octavo.core.formats import QuantSpec
 from octavo.core.model.activation_scales import scale_from_state, state_from_scale
+from octavo.exporters.unified_hf.caches import CACHE_QUANTIZERS
 
 __all__ = ["divisor_of", "scale_from_state", "state_from_scale"]
 
-_CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 _CACHE_MAX = 448.0
 
 
@@ -17,4 +17,4 @@ def divisor_of(quantizer: str, spec: QuantSpec) -> float:
     Keys and values are divided by 448 whatever the format of the cache; other activations by the largest value
     that codes and block scales make.
     """
-    return _CACHE_MAX if quantizer in _CACHE_QUANTIZERS else spec.global_max or spec.element_type.max
+    return _CACHE_MAX if quantizer in CACHE_QUANTIZERS else spec.global_max or spec.element_type.max

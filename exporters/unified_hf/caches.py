@@ -8,6 +8,7 @@ from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 
 FP8_KV = QuantSpec("e4m3", PerTensor())
 NVFP4_KV = QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0, dynamic=True)
+CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 CACHES = {"FP8": FP8_KV, "NVFP4": NVFP4_KV}
 
 

@@ -11,6 +11,7 @@ from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 from octavo.core.model.exporter import LayerFormat
 from octavo.core.modules import QuantAttention, QuantModule
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state, state_from_scale
+from octavo.exporters.unified_hf.caches import CACHE_QUANTIZERS
 from octavo.exporters.unified_hf.schemes import scheme_for
 from octavo.exporters.unified_hf.targets import keeps_one_scale
 
@@ -64,11 +65,11 @@ class UnifiedHfDialect:
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does.
 
-        They hold weights, inputs of layers with such weights, keys and values: no outputs, no queries, and nothing
-        of norms and poolings.
+        They hold weights, inputs of layers with such weights, keys and values: no outputs, no queries, no softmax
+        outputs, and nothing of norms and poolings.
         """
         if isinstance(layer, QuantAttention):
-            return quantizer != "q_bmm_quantizer"
+            return quantizer in CACHE_QUANTIZERS
         return bool(layer.quantized_weights()) and quantizer != "output_quantizer"
 
     def activation_state(

@@ -20,7 +20,7 @@ from octavo.core.modules import (
     original_class,
     quantized_layers,
 )
-from octavo.exporters.unified_hf.caches import CACHES, cache_name
+from octavo.exporters.unified_hf.caches import CACHE_QUANTIZERS, CACHES, cache_name
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_for, schemes
 
 
@@ -122,7 +122,7 @@ def _kv_format(attention: dict[str, QuantAttention]) -> QuantSpec | None:
     formats: dict[QuantSpec, list[str]] = {}
     alone = []
     for name, layer in attention.items():
-        chains = {q: chain for q, chain in active_specs(layer).items() if q != "q_bmm_quantizer"}
+        chains = {q: chain for q, chain in active_specs(layer).items() if q in CACHE_QUANTIZERS}
         if len(chains) == 1:
             alone.append(f"{name}.{next(iter(chains))}")
         for quantizer, chain in chains.items():

@@ -162,7 +162,10 @@ def test_an_implementation_that_is_set_later_is_the_one_that_runs() -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_compiled_whole(attention: str) -> None:
-    model = octavo.quantize(tiny_model("llama", attention), FP8_KV, [tokens()], quiet=True)
+    products = [{**FP8_KV["quant_cfg"][0], "quantizer_name": "*.self_attn.[pb]*_quantizer"}]
+    rules = FP8_KV["quant_cfg"] + (products if attention == "eager" else [])
+    config = {"quant_cfg": rules, "algorithm": "max"}
+    model = octavo.quantize(tiny_model("llama", attention), config, [tokens()], quiet=True)
     expected = logits(model)
 
     found = logits(

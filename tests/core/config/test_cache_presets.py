@@ -35,6 +35,15 @@ def test_attention(name: str) -> None:
             assert decided(rules, quantizer) == [attributes]
 
 
+@pytest.mark.parametrize("name", CACHES)
+def test_what_comes_out_of_the_softmax_and_of_the_second_product(name: str) -> None:
+    rules, is_mha = preset(name)["quant_cfg"], name == "NVFP4_FP8_MHA_CONFIG"
+
+    assert is_on(rules, layer("self_attn.p_bmm_quantizer")) == is_mha
+    assert not is_on(rules, layer("self_attn.bmm2_output_quantizer")), "the peer does so in image models only"
+    assert is_on(rules, "transformer_blocks.0.attn.bmm2_output_quantizer") == is_mha
+
+
 def test_the_rotated_cache_keeps_rotating_queries_that_stay_unquantized() -> None:
     query = layer("self_attn.q_bmm_quantizer")
 

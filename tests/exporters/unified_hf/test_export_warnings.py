@@ -11,6 +11,7 @@ from helpers.exporters_models import quantized
 
 OUTPUTS = {"quantizer_name": "*down_proj.output_quantizer", "cfg": {"num_bits": (4, 3)}}
 QUERIES = {"quantizer_name": "*q_bmm_quantizer", "cfg": {"num_bits": (4, 3)}}
+PRODUCTS = {"quantizer_name": "*.self_attn.[pb]*_quantizer", "cfg": {"num_bits": (4, 3)}}
 KV = octavo.merge_configs("MXFP8_DEFAULT_CFG", "FP8_KV_CFG")
 
 
@@ -43,11 +44,25 @@ def with_rule(preset: str, rule: dict[str, object]) -> dict[str, object]:
             "the dialect has no place for 2 quantizers: model.layers.0.self_attn.q_bmm_quantizer, "
             "model.layers.1.self_attn.q_bmm_quantizer",
         ),
+        (
+            with_rule("FP8_DEFAULT_CFG", PRODUCTS),
+            "the dialect has no place for 4 quantizers: model.layers.0.self_attn.p_bmm_quantizer, "
+            "model.layers.0.self_attn.bmm2_output_quantizer and 2 more (4 in all)",
+        ),
         ("MXFP6_DEFAULT_CFG", "no serving engine reads MXFP6 yet; Octavo does"),
         ("MXINT8_DEFAULT_CFG", "no serving engine reads MXINT8 yet; Octavo does"),
         ("MXFP4_MLP_WEIGHT_ONLY_CFG", "no serving engine reads W4A16_MXFP4 yet; Octavo does"),
     ],
-    ids=["no activation scales", "no cache scales", "outputs", "queries", "MXFP6", "MXINT8", "W4A16_MXFP4"],
+    ids=[
+        "no activation scales",
+        "no cache scales",
+        "outputs",
+        "queries",
+        "products",
+        "MXFP6",
+        "MXINT8",
+        "W4A16_MXFP4",
+    ],
 )
 def test_warnings(
     config: str | dict[str, object], warning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
