@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.core.calibration.finalize import finalized, finalized_for, target_differences
+from octavo.core.calibration.finalize import finalized, target_differences
+from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
 from octavo.core.errors import ExportError
 from octavo.core.model.atomic_folder import atomic_folder

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from octavo.adapters.huggingface import plugin
-from octavo.core.plugins import DataRequest
+from octavo.core.plugins.hookspecs import DataRequest
 
 {call}
 print(*[name for name in {frameworks} if name in sys.modules])
