@@ -3,8 +3,8 @@
 Run: python benchmarks/import_cost.py [--json] [--repeats N]
 
 Each repeat is a fresh process; medians are reported. Byte code is kept in a temporary folder, whatever
-PYTHONDONTWRITEBYTECODE says: the first run compiles every source, as the first import after an editable install does, and
-is reported alone. Correctness first: no framework and none of the heavier base dependencies may be imported.
+PYTHONDONTWRITEBYTECODE says: the first run compiles every source, as the first import after an editable install does,
+and is reported alone. Correctness first: no framework and none of the heavier base dependencies may be imported.
 """
 
 from __future__ import annotations
