@@ -40,8 +40,8 @@ def save(
 
     Raises:
         ModeError: the model is finalized for a dialect.
-        ExportError: `max_shard_bytes` is no size, the state dict holds something else than tensors, or the folder is not
-            empty or cannot be written.
+        ExportError: `max_shard_bytes` is no size, the state dict holds something else than tensors, or the folder is
+            not empty or cannot be written.
     """
     check_shard_limit(max_shard_bytes)
     modes = [_current(model, record).to_json() for record in history(model)]
