@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from octavo.core.calibration.forward_loop import ForwardLoop
-from octavo.core.calibration.max import MaxOptions, calibrate_max
-from octavo.core.calibration.mse import MseOptions, calibrate_mse
 from octavo.core.errors import ConfigError, UnsupportedError, nearest
 
 Algorithm = Callable[[nn.Module, "ForwardLoop | None", bool], None]
 
-# Each with its options, which the function takes as its last argument.
-ALGORITHMS: dict[str, tuple[Callable[..., None], type[MaxOptions] | type[MseOptions]]] = {
-    "max": (calibrate_max, MaxOptions),
-    "mse": (calibrate_mse, MseOptions),
+# Module, function and the dataclass of its options, which the function takes as `options`; imported when asked for.
+ALGORITHMS = {
+    "max": ("octavo.core.calibration.max", "calibrate_max", "MaxOptions"),
+    "mse": ("octavo.core.calibration.mse", "calibrate_mse", "MseOptions"),
 }
 # Names that configs of the field use and this version cannot run.
 _DECLARED = (
@@ -60,7 +59,9 @@ def algorithms_of(algorithm: Any) -> list[Algorithm]:
 
 
 def _configured(name: str, options: Mapping[str, Any]) -> Algorithm:
-    function, options_class = ALGORITHMS[name]
+    module_name, function_name, options_name = ALGORITHMS[name]
+    module = import_module(module_name)
+    function, options_class = getattr(module, function_name), getattr(module, options_name)
     known = list(options_class.__dataclass_fields__)
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
-from octavo.core.calibration.histogram import HistogramCollector
 from octavo.core.console import say
 from octavo.core.errors import CalibrationError, ConfigError, listed
 from octavo.core.formats import QuantSpec
@@ -109,6 +108,8 @@ def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
 def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | None = None) -> AmaxCollector:
     if quantizer.calibrator.method == "max":
         return AmaxCollector(spec, memo)
+    from octavo.core.calibration.histogram import HistogramCollector  # only where a calibrator asks for one
+
     return HistogramCollector(spec, quantizer.calibrator, memo)
 
 
