@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import octavo
@@ -44,13 +41,3 @@ def test_each_use_of_a_preset_is_a_copy_of_its_own() -> None:
     octavo.FP8_DEFAULT_CFG["quant_cfg"].clear()
 
     assert octavo.preset("FP8_DEFAULT_CFG") == octavo.FP8_DEFAULT_CFG
-
-
-def test_importing_the_main_verb_imports_no_framework() -> None:
-    script = "import sys, octavo; octavo.quantize; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert "octavo.core.calibration.quantize" in loaded
-    unwanted = {"transformers", "datasets", "accelerate", "pydantic", "rich", "typer", "yaml", "triton"}
-    assert unwanted.intersection(loaded) == set()

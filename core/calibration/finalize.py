@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.differences import Numbers, differences
+from octavo.core.calibration.finalized import FINALIZATION, finalized_for, forget_finalization
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.errors import ConfigError, ModeError
 from octavo.core.formats import QuantSpec
@@ -24,8 +25,6 @@ from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, quantized_layers, tensor_quantizers
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
-
-_FINALIZATION = "_octavo_finalization"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None
         if peer is not None:
             ours = {name: Numbers.of(quantizer) for name, quantizer in quantizers.items()}
             found = tuple(differences(peers, ours))
-        model.__dict__[_FINALIZATION] = _Finalization(dialect.name, before, found)
+        model.__dict__[FINALIZATION] = _Finalization(dialect.name, before, found)
     except BaseException:
         undoing.undo()
         forget_finalization(model)
@@ -117,37 +116,14 @@ def unfinalize(model: nn.Module) -> None:
     """
     if finalized_for(model) is None:
         raise ModeError("the model is not finalized")
-    model.__dict__[_FINALIZATION].undo()
+    model.__dict__[FINALIZATION].undo()
     forget_finalization(model)
-
-
-def finalized_for(model: nn.Module) -> str | None:
-    """Return the name of the dialect that the model is finalized for, or None."""
-    record: _Finalization | None = model.__dict__.get(_FINALIZATION)
-    return None if record is None else record.dialect
 
 
 def target_differences(model: nn.Module) -> tuple[str, ...]:
     """Return what `finalize` returned for this model; nothing when it is not finalized."""
-    record: _Finalization | None = model.__dict__.get(_FINALIZATION)
+    record: _Finalization | None = model.__dict__.get(FINALIZATION)
     return () if record is None else record.differences
-
-
-def check_not_finalized(model: nn.Module, doing: str) -> None:
-    """Refuse what cannot be done while formats and scales are a dialect's.
-
-    Raises:
-        ModeError: the model is finalized; `doing` is named.
-    """
-    if (dialect := finalized_for(model)) is not None:
-        raise ModeError(
-            f"the model is finalized for {dialect}; call octavo.unfinalize(model) before {doing} it"
-        )
-
-
-def forget_finalization(model: nn.Module) -> None:
-    """Drop the record of a finalization that is undone, or whose quantizers are gone."""
-    model.__dict__.pop(_FINALIZATION, None)
 
 
 @contextmanager

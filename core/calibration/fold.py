@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from octavo.core.calibration.finalize import check_not_finalized
+from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import FOLD, FoldMode
 from octavo.core.errors import ModeError, listed
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history

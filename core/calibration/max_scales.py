@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, Both, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
-from octavo.core.calibration.histogram import HistogramCollector
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.calibration.statistics.needs import NOTHING, Needs
@@ -112,6 +111,8 @@ def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
 def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | None = None) -> AmaxCollector:
     if quantizer.calibrator.method == "max":
         return AmaxCollector(spec, memo)
+    from octavo.core.calibration.histogram import HistogramCollector  # only where a calibrator asks for one
+
     return HistogramCollector(spec, quantizer.calibrator, memo)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from octavo.core.calibration.attach import detach
-from octavo.core.calibration.finalize import check_not_finalized, forget_finalization
+from octavo.core.calibration.finalized import check_not_finalized, forget_finalization
 from octavo.core.calibration.layer_records import attach_described, describe_quantizers
 from octavo.core.modes.record import part
 

@@ -11,7 +11,7 @@ from torch import nn
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.attach import attach, check_reached
 from octavo.core.calibration.cost import measured
-from octavo.core.calibration.finalize import check_not_finalized
+from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.calibration.layer_records import describe_quantizers

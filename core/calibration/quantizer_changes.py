@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from octavo.core.calibration.attach import make_quantizer
-from octavo.core.calibration.finalize import check_not_finalized
+from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.config.entries import parse_rules, stage_attributes
 from octavo.core.config.rules import Rule, decide

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.core.calibration.finalize import finalized, finalized_for, target_differences
+from octavo.core.calibration.finalize import finalized, target_differences
+from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
 from octavo.core.errors import ExportError
 from octavo.core.model.atomic_folder import atomic_folder
@@ -22,7 +23,7 @@ from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.module_names import module_names
 from octavo.core.model.shard_reader import write_manifest
-from octavo.core.model.shards import SafetensorsWriter, verify_shards
+from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
 from octavo.core.model.stored_weight import StoredWeight, check_layout
 from octavo.core.packed import PackedTensor
 from octavo.core.plugins import plugins
@@ -46,13 +47,12 @@ class WriteOptions:
     target: str | None = None
 
     def __post_init__(self) -> None:
-        dtype, limit = self.dtype, self.max_shard_bytes
+        dtype = self.dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ExportError(
                 f"dtype is that of the tensors that are not quantized, a float one; found {dtype!r}"
             )
-        if not isinstance(limit, int) or limit < 1:
-            raise ExportError(f"max_shard_bytes is a whole number, at least 1; found {limit!r}")
+        check_shard_limit(self.max_shard_bytes)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,16 @@ class ManifestEntry:
         return cls(shard, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), digest)
 
 
+def check_shard_limit(max_shard_bytes: object) -> None:
+    """Refuse what is no size of a shard.
+
+    Raises:
+        ExportError: it is not a whole number, at least 1.
+    """
+    if not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
+        raise ExportError(f"max_shard_bytes is a whole number, at least 1; found {max_shard_bytes!r}")
+
+
 class ShardWriter(Protocol):
     """Takes tensors one by one, in any order, and writes them as they come."""
 

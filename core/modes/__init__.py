@@ -1,8 +1,7 @@
-"""Modes: recorded, reversible transformations of a model, and their storage."""
+"""Modes: recorded, reversible transformations of a model. `storage` saves and restores them."""
 
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history
 from octavo.core.modes.registry import Mode, mode_named
-from octavo.core.modes.storage import restore, save
 from octavo.core.modes.transaction import applying
 
 __all__ = [
@@ -12,7 +11,5 @@ __all__ = [
     "history",
     "last_record",
     "mode_named",
-    "restore",
-    "save",
     "set_history",
 ]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from octavo.core.errors import CheckpointError, ExportError, ModeError, listed
 from octavo.core.model.atomic_folder import atomic_folder
-from octavo.core.model.shard_reader import read_json
-from octavo.core.model.shards import SINGLE_NAME, SafetensorsWriter, open_shard, verify_shards
+from octavo.core.model.shard_reader import ShardReader, read_json
+from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
 from octavo.core.modes.record import ModeRecord, history, part, set_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.plugins import plugins
@@ -23,7 +23,9 @@ RECORD_VERSION = 1
 HF_METHOD = "octavo"  # the `quant_method` in config.json of a folder that `save` wrote
 
 
-def save(model: nn.Module, directory: str | Path, overwrite: bool = False) -> None:
+def save(
+    model: nn.Module, directory: str | Path, overwrite: bool = False, max_shard_bytes: int = 5_000_000_000
+) -> None:
     """Save a model's tensors and the record of its modes, for `restore`.
 
     The folder appears whole or not at all. Tied tensors are written once. Where an adapter writes the model's config
@@ -33,16 +35,19 @@ def save(model: nn.Module, directory: str | Path, overwrite: bool = False) -> No
         model: A model that modes were applied to (`quantize`, …); a plain one is saved with an empty record.
         directory: A new or empty folder.
         overwrite: Replace a folder that Octavo wrote.
+        max_shard_bytes: Largest size of a weight file; a larger model is split into shards with an index, and no more
+            than one shard is copied to the CPU at a time.
 
     Raises:
         ModeError: the model is finalized for a dialect.
-        ExportError: the state dict holds something else than tensors, or the folder is not empty or cannot be
-            written.
+        ExportError: `max_shard_bytes` is no size, the state dict holds something else than tensors, or the folder is
+            not empty or cannot be written.
     """
+    check_shard_limit(max_shard_bytes)
     modes = [_current(model, record).to_json() for record in history(model)]
     tensors, aliases = _distinct_tensors(model)
     with atomic_folder(Path(directory), overwrite) as folder:
-        writer = SafetensorsWriter(folder, max_shard_bytes=2**62)  # one file: names need no index
+        writer = SafetensorsWriter(folder, max_shard_bytes)
         for name, tensor in tensors.items():
             writer.add(name, tensor)
         verify_shards(folder, writer.finish())
@@ -76,7 +81,7 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
         for record in records:
             set_history(model, (*history(model), record))
             mode_named(record.mode).restore(model, record.state)
-        _load(model, Path(directory) / SINGLE_NAME, aliases)
+        _load(model, Path(directory), aliases)
     except BaseException:
         for record in reversed(history(model)):
             mode_named(record.mode).undo(model)
@@ -117,9 +122,9 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     return distinct, aliases
 
 
-def _load(model: nn.Module, path: Path, aliases: dict[str, str]) -> None:
-    file = open_shard(path)
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+def _load(model: nn.Module, directory: Path, aliases: dict[str, str]) -> None:
+    reader = ShardReader(directory)
+    tensors = {name: reader.tensor(name) for name in reader.names()}
     tensors |= {alias: tensors[name] for alias, name in aliases.items() if name in tensors}
     expected = model.state_dict()
     wanted = dict.fromkeys([*expected, *aliases.values()])
@@ -129,7 +134,7 @@ def _load(model: nn.Module, path: Path, aliases: dict[str, str]) -> None:
         if name in tensors:
             problems += _differences(name, tensors[name], tensor)
     if problems:
-        raise CheckpointError(f"{path} does not fit this {type(model).__name__}: {listed(problems)}")
+        raise CheckpointError(f"{directory} does not fit this {type(model).__name__}: {listed(problems)}")
     with torch.no_grad():
         model.load_state_dict(tensors)
 

@@ -25,7 +25,6 @@ from octavo.core.plan.model_state import check_plain
 from octavo.core.plan.plan import Plan
 from octavo.core.plan.settings import LayerSetting, decide_settings, without_calibration
 from octavo.core.plan.sites import find_sites
-from octavo.core.plan.targets import target_problems
 from octavo.core.plan.tensor_parallel import tensor_parallel_problems
 from octavo.core.plan.tensors import plan_tensors
 from octavo.core.plan.unmatched import (
@@ -69,7 +68,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
     quantized = [layer for layer in layers if layer.is_quantized]
     description = plugins().describe_model(model)
     groups, notes = _groups(model, quantized, description)
-    exporter, target_errors, target_warnings = target_problems(layers, description, target, tp)
+    exporter, target_errors, target_warnings = _with_target(layers, description, target, tp)
     errors = [
         *algorithm_errors,
         *empty_problems(layers, unmatched, attention, reasons),
@@ -102,6 +101,17 @@ def _with_algorithm(
     except UnsupportedError as error:
         return layers, [], [str(error)]
     return (layers, [], []) if calibrates else without_calibration(layers)
+
+
+def _with_target(
+    layers: Sequence[LayerSetting], description: ModelDescription | None, target: str | None, tp: int
+) -> tuple[str | None, list[str], list[str]]:
+    """Return (exporter, errors, warnings) of an engine, or nothing where none is named."""
+    if target is None:
+        return None, [], []
+    from octavo.core.plan.targets import target_problems  # with the exporters' interface, only for a target
+
+    return target_problems(layers, description, target, tp)
 
 
 def _groups(

@@ -17,9 +17,9 @@ from octavo.core.plan.tensor_parallel import rank_rows
 
 
 def target_problems(
-    layers: Sequence[LayerSetting], description: ModelDescription | None, target: str | None, tp: int
+    layers: Sequence[LayerSetting], description: ModelDescription | None, target: str, tp: int
 ) -> tuple[str | None, list[str], list[str]]:
-    """Return (exporter, errors, warnings) about serving these layers with `target`; None serves anything.
+    """Return (exporter, errors, warnings) about serving these layers with `target`.
 
     Args:
         layers: Every layer that can be quantized.
@@ -30,8 +30,6 @@ def target_problems(
     Raises:
         ConfigError: the target is unknown.
     """
-    if target is None:
-        return None, [], []
     served = best_serving(_served_layers(layers, description, tp), target)
     unlike = list(_unlike_layers(layers, description, target))
     errors = served.sentences("refused") + [text for status, text in unlike if status == "refused"]

@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pluggy
 import torch
 from torch import nn
 
 from octavo.core.errors import FOREIGN_FAILURES, CheckpointError, PluginError, nearest
-from octavo.core.model.checkpoint_layout import CheckpointLayout
-from octavo.core.model.description import ModelDescription
-from octavo.core.model.exporter import Exporter
 from octavo.core.modules import QuantAttention, QuantExperts, QuantModule
-from octavo.core.plugins.hookspecs import DataRequest
-from octavo.core.plugins.loading import PluginStatus, load_plugins
+
+if TYPE_CHECKING:  # what is named in signatures only is not imported with `octavo`
+    import pluggy
+
+    from octavo.core.model.checkpoint_layout import CheckpointLayout
+    from octavo.core.model.description import ModelDescription
+    from octavo.core.model.exporter import Exporter
+    from octavo.core.plugins.hookspecs import DataRequest
+    from octavo.core.plugins.loading import PluginStatus
 
 
 class Plugins:
@@ -44,7 +47,7 @@ class Plugins:
             raise PluginError(f"no exporter {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
         module, _, attribute = self._exporters[name].partition(":")
         try:
-            return cast(Exporter, getattr(import_module(module), attribute))
+            return cast("Exporter", getattr(import_module(module), attribute))
         except FOREIGN_FAILURES as error:
             raise PluginError(
                 f"the exporter {name!r} cannot be loaded from {self._exporters[name]} "
@@ -106,6 +109,8 @@ class Plugins:
 
     def checkpoint_layout(self, model: nn.Module, names: Sequence[str]) -> CheckpointLayout:
         """Call the hook `checkpoint_layout`; without an answer, names stay."""
+        from octavo.core.model.checkpoint_layout import CheckpointLayout
+
         answer = self._hook.checkpoint_layout(model=model, names=names)
         return cast(CheckpointLayout, answer or CheckpointLayout({name: name for name in names}))
 
@@ -154,4 +159,6 @@ class Plugins:
 @lru_cache(maxsize=1)
 def plugins() -> Plugins:
     """Return the loaded plugins; loads them the first time."""
+    from octavo.core.plugins.loading import load_plugins  # on use, with pluggy and the hook specifications
+
     return Plugins(*load_plugins())

@@ -40,11 +40,13 @@ if TYPE_CHECKING:
     from octavo.core.evaluation.language import compare, perplexity
     from octavo.core.evaluation.read_back import load_quantized
     from octavo.core.formats import QuantSpec
-    from octavo.core.modes import history, restore, save
+    from octavo.core.modes import history
+    from octavo.core.modes.storage import restore, save
     from octavo.core.modules import QuantModule, register, unregister
     from octavo.core.packed import PackedTensor
     from octavo.core.plan import Plan, plan
-    from octavo.core.plugins import hookimpl, plugins
+    from octavo.core.plugins import plugins
+    from octavo.core.plugins.markers import hookimpl
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
     from octavo.exporters.unified_hf.writer import export_hf_checkpoint
@@ -76,7 +78,7 @@ _MODULE_OF = {
     "finalized": "octavo.core.calibration.finalize",
     "fold_weight": "octavo.core.calibration.fold",
     "history": "octavo.core.modes",
-    "hookimpl": "octavo.core.plugins",
+    "hookimpl": "octavo.core.plugins.markers",
     "load_quantized": "octavo.core.evaluation.read_back",
     "load_recipe": "octavo.core.config",
     "merge_configs": "octavo.core.config",
@@ -88,8 +90,8 @@ _MODULE_OF = {
     "print_quant_summary": "octavo.core.calibration.summary",
     "quantize": "octavo.core.calibration.quantize",
     "register": "octavo.core.modules",
-    "restore": "octavo.core.modes",
-    "save": "octavo.core.modes",
+    "restore": "octavo.core.modes.storage",
+    "save": "octavo.core.modes.storage",
     "set_quantizer_attribute": "octavo.core.calibration.quantizer_changes",
     "set_quantizer_by_cfg": "octavo.core.calibration.quantizer_changes",
     "text_batches": "octavo.core.plugins.text",

@@ -20,6 +20,7 @@ from helpers.plugins_distributions import plugin_rows, run_octavo, run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "thirdparty_plugin"
+BITS = {"INT8_DEFAULT_CFG": 8, "NVFP4_DEFAULT_CFG": 4, "MXFP8_DEFAULT_CFG": 8}
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -29,18 +30,19 @@ report = {"imported by loading": sorted(n for n in sys.modules if n.startswith((
 
 import torch
 from octavo_scaled.layers import ScaledModel
-torch.manual_seed(0)
-model, x = ScaledModel(64), torch.randn(4, 64)
-with torch.no_grad():
+@torch.no_grad()
+def run(preset):
+    torch.manual_seed(0)
+    model, x = ScaledModel(64), torch.randn(4, 64)
     model.left.gain.fill_(3.0)
     before = model(x)
-    plan = octavo.plan(model, sys.argv[1])
-    octavo.quantize(model, sys.argv[1], [{"x": x}], quiet=True)
+    plan = octavo.plan(model, preset)
+    octavo.quantize(model, preset, [{"x": x}], quiet=True)
     after = model(x)
     with octavo.finalized(model, "scaled"):
-        folder = found.exporter("scaled").export(model, Path(sys.argv[2]))
+        folder = found.exporter("scaled").export(model, Path(OUT) / preset)
     served = octavo.load_quantized(folder)
-    report |= {
+    report = {
         "exporters": found.exporter_names(),
         "groups": plan.groups,
         "coverage": plan.coverage,
@@ -51,8 +53,9 @@ with torch.no_grad():
         "bytes": (folder / "scaled.safetensors").stat().st_size,
     }
     octavo.unquantize(model)
-    report |= {"restored": torch.equal(model(x), before), "class": type(model.left).__name__}
-print(json.dumps(report))
+    return report | {"restored": torch.equal(model(x), before), "class": type(model.left).__name__}
+
+print(json.dumps(report | {preset: run(preset) for preset in PRESETS}))
 """
 
 
@@ -98,22 +101,30 @@ def test_both_are_listed_and_the_broken_one_with_its_error(installed: Path) -> N
     assert re.search(r"scaled +octavo-scaled +The scaled framework", table)
 
 
-@pytest.mark.parametrize(
-    ("preset", "bits"), [("INT8_DEFAULT_CFG", 8), ("NVFP4_DEFAULT_CFG", 4), ("MXFP8_DEFAULT_CFG", 8)]
-)
-def test_its_models_are_quantized_exported_and_read_back(
-    installed: Path, tmp_path: Path, preset: str, bits: int
-) -> None:
-    script = SCRIPT.replace("sys.argv[1]", repr(preset)).replace("sys.argv[2]", repr(str(tmp_path / "out")))
-    done = run_python(installed, script)
+@pytest.fixture(scope="module")
+def reports(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the script says of each preset, and of loading, in a process that finds the packages."""
+    constants = f"OUT, PRESETS = {str(tmp_path_factory.mktemp('out'))!r}, {list(BITS)!r}\n"
+    done = run_python(installed, constants + SCRIPT)
     assert (done.returncode, done.stderr) == (0, "")
-    report: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_loading_imports_plugins_and_not_what_they_bring(reports: dict[str, Any]) -> None:
+    assert reports["imported by loading"] == ["octavo_broken", "octavo_scaled", "octavo_scaled.plugin"]
+
+
+@pytest.mark.parametrize(("preset", "bits"), BITS.items())
+def test_its_models_are_quantized_exported_and_read_back(
+    reports: dict[str, Any], preset: str, bits: int
+) -> None:
+    report = dict(reports[preset])
 
     assert report.pop("coverage") > 0.99
     payload = 3 * 64 * 64 * bits // 8
     assert payload < report.pop("bytes") < payload + 3 * 64 * 64 // 16 + 4096
     assert report == {
-        "imported by loading": ["octavo_broken", "octavo_scaled", "octavo_scaled.plugin"],
         "exporters": ["compressed_tensors", "scaled", "unified_hf"],
         "groups": [["left", "right"]],
         "classes": ["QuantScaledLinear"],

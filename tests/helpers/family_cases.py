@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class FamilyCase:
     class_name: str = ""
     reads: str = "text"
     left_out: tuple[str, ...] = ()
+    _built: list[nn.Module] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def num_blocks(self) -> int:
@@ -59,7 +61,12 @@ class FamilyCase:
         return 4 if "decoder_start_token_id" in self.config else 2
 
     def model(self) -> nn.Module:
-        """A model in eval mode with random weights that are the same every time."""
+        """A model in eval mode with random weights that are the same every time: built once and copied."""
+        if not self._built:
+            self._built.append(self._build())
+        return copy.deepcopy(self._built[0])
+
+    def _build(self) -> nn.Module:
         config = AutoConfig.for_model(**self.config)
         torch.manual_seed(0)
         if self.class_name:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from octavo.core.modules import registry
-from octavo.core.plugins import Plugins, PluginStatus
-from octavo.core.plugins.loading import load_plugins
+from octavo.core.plugins import Plugins
+from octavo.core.plugins.loading import PluginStatus, load_plugins
 
-HEADER = "from octavo.core.plugins import PluginInfo, hookimpl\n\n\n"
+HEADER = "from octavo import hookimpl\nfrom octavo.core.plugins.hookspecs import PluginInfo\n\n\n"
 GOOD = {
     # Layers of a framework, the quantized class of one, and the plugin that brings both together.
     "good_layers": """

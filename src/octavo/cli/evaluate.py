@@ -11,7 +11,8 @@ from torch import nn
 from octavo.cli import options, output
 from octavo.core.evaluation.language import compare, perplexity
 from octavo.core.evaluation.read_back import load_quantized
-from octavo.core.plugins import DataRequest, plugins
+from octavo.core.plugins import plugins
+from octavo.core.plugins.hookspecs import DataRequest
 
 
 def evaluate(

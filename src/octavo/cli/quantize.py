@@ -11,7 +11,8 @@ from octavo.cli import options, output
 from octavo.cli.skeleton import check_needs_no_data, plan_checkpoint
 from octavo.core.errors import ConfigError
 from octavo.core.model.atomic_folder import check_place
-from octavo.core.plugins import DataRequest, plugins
+from octavo.core.plugins import plugins
+from octavo.core.plugins.hookspecs import DataRequest
 
 
 def quantize(

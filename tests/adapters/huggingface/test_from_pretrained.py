@@ -33,10 +33,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 octavo.enable_huggingface()
-folder, tokens, output = sys.argv[1:]
-model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-logits = model(load_file(tokens)["tokens"]).logits.detach()
-save_file({"logits": logits, "clean": logits.new_tensor(not any(info.values()))}, output)
+tokens, *folders = sys.argv[1:]
+for folder in folders:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    logits = model(load_file(tokens)["tokens"]).logits.detach()
+    save_file({"logits": logits, "clean": logits.new_tensor(not any(info.values()))}, folder + ".logits")
 """
 
 
@@ -57,33 +58,21 @@ def logits(model: Any) -> Tensor:
     return found
 
 
-def in_new_process(folder: Path, work: Path) -> tuple[Tensor, bool, str]:
-    """Return (logits, whether transformers reported nothing, stderr) of the model that a new process loads."""
-    save_file({"tokens": token_batches()[0]}, work / "tokens")
-    command = [sys.executable, "-c", LOAD, str(folder), str(work / "tokens"), str(work / "logits")]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+def test_a_new_process_loads_what_was_exported_and_what_was_saved(
+    folders: tuple[nn.Module, Path, Path], tmp_path: Path
+) -> None:
+    model, exported, saved = folders
+    save_file({"tokens": token_batches()[0]}, tmp_path / "tokens")
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "tokens"), str(exported), str(saved)]
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
     assert done.returncode == 0, done.stderr
-    found = load_file(work / "logits")
-    return found["logits"], bool(found["clean"]), done.stderr
-
-
-def test_an_exported_checkpoint(folders: tuple[nn.Module, Path, Path], tmp_path: Path) -> None:
-    _, exported, _ = folders
-
-    found, clean, stderr = in_new_process(exported, tmp_path)
-
-    assert torch.equal(found, logits(octavo.load_quantized(exported)))
-    assert clean
-    assert "LOAD REPORT" not in stderr
-
-
-def test_a_saved_model(folders: tuple[nn.Module, Path, Path], tmp_path: Path) -> None:
-    model, _, saved = folders
-
-    found, clean, _ = in_new_process(saved, tmp_path)
-
-    assert torch.equal(found, logits(model))
-    assert clean
+    assert "LOAD REPORT" not in done.stderr
+    for folder, expected in ((exported, logits(octavo.load_quantized(exported))), (saved, logits(model))):
+        found = load_file(f"{folder}.logits")
+        assert torch.equal(found["logits"], expected)
+        assert found["clean"]
 
 
 def test_a_saved_model_goes_on_as_one_quantized_here(

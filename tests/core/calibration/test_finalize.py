@@ -13,7 +13,7 @@ import octavo
 from helpers.calibration_models import calibrated_state
 from helpers.calibration_snapshot import same_bits, snapshot
 from helpers.tiny import tiny_llama, token_batches
-from octavo.core.calibration.finalize import finalized_for
+from octavo.core.calibration.finalized import finalized_for
 from octavo.core.formats import QuantSpec
 from octavo.core.modules import tensor_quantizers
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect

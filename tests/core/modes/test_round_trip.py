@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,28 @@ def test_logits_state_and_history_are_equal(presets: str, dtype: torch.dtype, tm
     assert state_bytes(restored) == state_bytes(model)
     assert octavo.history(restored) == octavo.history(model)
     assert [type(m) for m in restored.modules()] == [type(m) for m in model.modules()]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_hold_what_one_file_does(tied: bool, tmp_path: Path) -> None:
+    model = quantized(tie_word_embeddings=tied)
+    octavo.save(model, tmp_path / "saved", max_shard_bytes=100_000)
+
+    shards = sorted(path.name for path in (tmp_path / "saved").glob("*.safetensors"))
+    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert len(shards) >= 3
+    restored = octavo.restore(scrambled(tie_word_embeddings=tied), tmp_path / "saved")
+    assert state_bytes(restored) == state_bytes(model)
+    assert same_bits(logits(restored), logits(model))
+
+
+@pytest.mark.parametrize("limit", [0, "5GB"], ids=str)
+def test_a_shard_has_a_size(limit: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        octavo.ExportError, match=f"max_shard_bytes is a whole number, at least 1; found {limit!r}$"
+    ):
+        octavo.save(plain(), tmp_path / "saved", max_shard_bytes=limit)
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_restored_model_goes_on_like_the_saved_one(tmp_path: Path) -> None:

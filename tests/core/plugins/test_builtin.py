@@ -7,8 +7,9 @@ from importlib import import_module
 import pytest
 
 from octavo._builtin_plugins import BUILTIN_PLUGINS
-from octavo.core.plugins import PluginInfo, plugins
+from octavo.core.plugins import plugins
 from octavo.core.plugins.builtin import builtin_plugins
+from octavo.core.plugins.hookspecs import PluginInfo
 from octavo.core.plugins.loading import load_plugins
 
 

@@ -13,7 +13,6 @@ from helpers.plugins_distributions import (
     distribution,
     good_distribution,
     loaded_here,
-    plugin_rows,
     run_python,
 )
 
@@ -38,9 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_these_entry_points(folder: Path) -> None:
-    rows = plugin_rows(folder, OCTAVO_PLUGINS=" good , absent")
+    with loaded_here(folder, OCTAVO_PLUGINS=" good , absent") as (_, statuses):
+        errors = {name: status.error for name, status in statuses.items()}
 
-    assert {name: row["error"] for name, row in rows.items()} == {
+    assert errors == {
         "huggingface": None,
         "unified_hf": None,
         "compressed_tensors": None,

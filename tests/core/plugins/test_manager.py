@@ -16,8 +16,10 @@ from octavo.core.errors import PluginError
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.description import ModelDescription
 from octavo.core.modules import QuantAttention, QuantExperts
-from octavo.core.plugins import DataRequest, Plugins, hookimpl, plugins
+from octavo.core.plugins import Plugins, plugins
+from octavo.core.plugins.hookspecs import DataRequest
 from octavo.core.plugins.loading import load_plugins
+from octavo.core.plugins.markers import hookimpl
 
 MODEL = nn.Linear(2, 2)
 DESCRIPTION = ModelDescription("mine", (), {})

@@ -8,7 +8,8 @@ import pytest
 
 from helpers.plugins_distributions import distribution, loaded_here
 from octavo.core.errors import PluginError
-from octavo.core.plugins import PluginInfo, PluginStatus
+from octavo.core.plugins.hookspecs import PluginInfo
+from octavo.core.plugins.loading import PluginStatus
 
 
 def status(folder: Path, source: str, entry: str = "odd") -> PluginStatus:

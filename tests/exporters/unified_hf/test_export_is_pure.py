@@ -12,7 +12,7 @@ from torch import nn
 
 import octavo
 from helpers.exporters_models import digests, export, quantized, same
-from octavo.core.calibration.finalize import finalized_for
+from octavo.core.calibration.finalized import finalized_for
 from octavo.core.errors import ExportError
 
 CONFIGS = {

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from octavo import hookimpl
-from octavo.core.plugins import PluginInfo
+from octavo.core.plugins.hookspecs import PluginInfo
 
 
 @hookimpl
