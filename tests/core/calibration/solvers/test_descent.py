@@ -1,10 +1,10 @@
 """Coordinate descent never makes a row worse, finds single flips, and stays on the grid."""
 
 import torch
-from helpers.solver_problems import FORMATS, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.solver_problems import FORMATS, problem
 from octavo.core.calibration.solvers.descent import descend
 from octavo.core.calibration.solvers.gptq import gptq
 from octavo.core.calibration.solvers.grid import Grid, amax_state

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from helpers.solver_problems import FORMATS, problem
 from torch import Tensor
 
+from helpers.solver_problems import FORMATS, problem
 from octavo.core.calibration.solvers.gptq import gptq
 from octavo.core.calibration.solvers.grid import Grid, amax_state
 from octavo.core.errors import CalibrationError

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers.solver_problems import FORMATS, problem
 from torch import Tensor
 
+from helpers.solver_problems import FORMATS, problem
 from octavo.core.calibration.solvers.gptq import gptq
 from octavo.core.calibration.solvers.gptq_ranges import gptq_ranges
 from octavo.core.calibration.solvers.grid import Grid, amax_state, static

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers.solver_problems import FORMATS, problem
 from torch import Tensor
 
+from helpers.solver_problems import FORMATS, problem
 from octavo.core.calibration.solvers.grid import Grid, amax_state, static
 from octavo.core.calibration.solvers.ranges import all_e4m3_candidates, amax_candidates, search_amax
 from octavo.core.formats import fake_quantize

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers.solver_problems import FORMATS, problem
 
+from helpers.solver_problems import FORMATS, problem
 from octavo.core.calibration.solvers.gptq import gptq
 from octavo.core.calibration.solvers.grid import Grid, amax_state, static
 from octavo.core.calibration.solvers.objective import gram_error
