@@ -58,6 +58,7 @@ def search_amax(
     *,
     diagonal: Tensor | None = None,
     gram: Tensor | None = None,
+    power: float = 2.0,
 ) -> Tensor:
     """Return the `amax` with which rounding to nearest does least harm, each scale chosen alone (ties: the first).
 
@@ -68,8 +69,10 @@ def search_amax(
         candidates: Values of `amax`.
         diagonal: Mean x^2 of each input channel, fp32 [in]: weights the squared errors. Default: all alike.
         gram: X^T·X, fp32 [in, in], instead of it: the output error of each block of columns, the others exact.
+        power: Exponent of the errors where there is no `gram`. 0.7 is the measure of HQQ (Badri & Shaji 2023), which
+            forgives outliers; where a scale is all there is to choose, trying is surer than its alternation.
     """
-    measure = _measure(spec, weight, diagonal, gram)
+    measure = _measure(spec, weight, diagonal, gram, power)
     best = state["amax"]
     least = torch.full_like(best, torch.inf)
     for amax in candidates:
@@ -90,11 +93,12 @@ def _default_multiples(spec: QuantSpec) -> list[float]:
 
 
 def _measure(
-    spec: QuantSpec, weight: Tensor, diagonal: Tensor | None, gram: Tensor | None
+    spec: QuantSpec, weight: Tensor, diagonal: Tensor | None, gram: Tensor | None, power: float
 ) -> Callable[[Tensor], Tensor]:
     """Return what takes the change of a weight [out, in] to its elements' shares in the error."""
     if gram is None:
-        return torch.square if diagonal is None else lambda change: change.square() * diagonal
+        weights = 1.0 if diagonal is None else diagonal
+        return lambda change: change.abs().pow(power) * weights
     length = block_length(spec, weight.shape[1])
     blocks = diagonal_blocks(gram, length)
 

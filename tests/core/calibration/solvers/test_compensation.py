@@ -21,6 +21,8 @@ def test_is_the_least_squares_weight() -> None:
 def test_damping_keeps_the_weight() -> None:
     weight, gram = problem()
     missing = torch.randn(80, 24)
-    moved = [float((compensated(weight, gram, missing, damping=d) - weight).norm()) for d in (0.01, 1.0, 100.0)]
+    moved = [
+        float((compensated(weight, gram, missing, damping=d) - weight).norm()) for d in (0.01, 1.0, 100.0)
+    ]
     assert moved[0] > moved[1] > moved[2]
     assert torch.equal(compensated(weight, gram, 0 * missing), weight)

@@ -65,6 +65,19 @@ def test_the_longer_side_of_an_integer_range_goes_to_the_larger_side_of_the_valu
     assert torch.equal(Grid.of(state, spec, (2, 4)).round(weight), weight)
 
 
+def test_a_small_power_gives_an_outlier_up() -> None:
+    weight = (torch.arange(16.0) - 8)[None]
+    weight[0, 0] = -12.0
+    spec = FORMATS["int4"]
+    state = amax_state(weight, spec)
+    multiples = [7 / 12, 7 / 10]
+    found = [
+        search_amax(weight, state, spec, amax_candidates(state["amax"], spec, multiples), power=power)
+        for power in (0.7, 8.0)
+    ]
+    assert [round(float(amax), 4) for amax in found] == [7.0, 12.0]
+
+
 def test_four_over_six() -> None:
     weight = torch.zeros(2, 16)
     weight[0, :3] = torch.tensor(
