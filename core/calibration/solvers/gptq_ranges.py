@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.core.calibration.solvers.damping import feedback
 from octavo.core.calibration.solvers.objective import block_length
+from octavo.core.calibration.solvers.ranges import amax_multiples
 from octavo.core.formats import QuantSpec
 from octavo.core.formats.elements import ElementType
 from octavo.core.formats.rounding import round_to_grid
@@ -21,8 +22,8 @@ def gptq_ranges(
     gram: Tensor,
     state: Mapping[str, Tensor],
     spec: QuantSpec,
-    multiples: Sequence[float],
     *,
+    multiples: Sequence[float] | None = None,
     damping: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     """Round a weight as GPTQ does and choose its scales on the way, with the errors of earlier blocks carried in.
@@ -35,7 +36,7 @@ def gptq_ranges(
         gram: X^T·X of the layer's input, fp32 [in, in].
         state: Calibrated tensors; all but `amax` stay.
         spec: A format with static scales, each for one row's neighbouring values.
-        multiples: Of `amax`, negative ones for negative scales.
+        multiples: Of `amax`, negative ones for negative scales; default: `amax_multiples`.
         damping: Fraction of the Gram matrix's mean diagonal that is added to it.
 
     Returns:
@@ -50,7 +51,7 @@ def gptq_ranges(
     factor = feedback(gram[order][:, order], damping).factor
     rows, result = weight.T[order], torch.empty_like(weight.T)
     amax = state["amax"].reshape(len(weight), -1).clone()
-    tried = torch.tensor(multiples, device=weight.device)[:, None]
+    tried = torch.tensor(multiples or amax_multiples(spec), device=weight.device)[:, None]
     start = 0
     for columns in groups:
         stop, group = start + len(columns), int(columns[0]) // length

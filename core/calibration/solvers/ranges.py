@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,33 +13,32 @@ from octavo.core.formats import QuantSpec
 from octavo.core.formats.scales import E4M3_MAX, beside
 
 # Multiples of the largest magnitude that are worth trying, by measurement on small trained models.
-_SHRINK = (0.45, 1.05, 25)
-_NVFP4 = (0.55, 1.8, 26)
-_EXPONENTS = (0.5, 2.0)
+_EXPONENTS = (1.0, 0.5, 2.0)
+_NVFP4 = (1.0, 0.6, 0.66, 0.72, 0.78, 0.84, 0.9, 0.95, 1.06, 1.12, 1.2, 1.28, 1.36, 1.44, 1.5, 1.6, 1.7, 1.8)
+_FEW_BITS = (1.0, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+_MANY_BITS = (1.0, 0.8, 0.825, 0.85, 0.875, 0.9, 0.925, 0.95, 0.975)
+
+
+def amax_multiples(spec: QuantSpec) -> list[float]:
+    """Return the multiples of the largest magnitude that are worth trying, 1 first.
+
+    Signed integers with one more code below zero are tried with negative scales too, which give that code to the
+    positive values. With two-level scales multiples reach up to 1.8: a value that is less than the largest code is
+    often nearer to the grid there (four-over-six is 1 and 1.5). Powers of two are tried one exponent down and up.
+    """
+    if spec.scale != "float32":
+        return list(_EXPONENTS if spec.scale == "e8m0" else _NVFP4)
+    multiples = _FEW_BITS if spec.element_type.bits <= 4 else _MANY_BITS
+    is_longer_below = -spec.element_type.min > spec.element_type.max
+    return [sign * multiple for multiple in multiples for sign in ((1, -1) if is_longer_below else (1,))]
 
 
 def amax_candidates(
-    amax: Tensor, spec: QuantSpec, multiples: Iterable[float] | None = None
+    amax: Tensor, spec: QuantSpec, multiples: Sequence[float] | None = None
 ) -> Iterator[Tensor]:
-    """Yield values of `amax` to try, the largest magnitude itself first.
-
-    Args:
-        amax: Largest magnitudes, fp32, any shape.
-        spec: The format. Signed integers with one more code below zero are tried with negative scales too, which
-            give that code to the positive values. With two-level scales, multiples reach up to 1.8: a value that
-            is less than the largest code is often nearer to the grid there (four-over-six is the multiple 1.5).
-            Powers of two are tried one exponent down and up.
-        multiples: Instead of the format's own.
-    """
-    yield amax
-    two_sided = spec.scale == "float32" and -spec.element_type.min > spec.element_type.max
-    if two_sided:
-        yield -amax
-    for multiple in _default_multiples(spec) if multiples is None else multiples:
-        if multiple != 1:
-            yield amax * multiple
-            if two_sided:
-                yield -amax * multiple
+    """Yield multiples of `amax`, fp32 of any shape; by default those of `amax_multiples`."""
+    for multiple in amax_multiples(spec) if multiples is None else multiples:
+        yield amax * multiple
 
 
 def all_e4m3_candidates(amax: Tensor, global_amax: Tensor) -> Iterator[Tensor]:
@@ -83,13 +82,6 @@ def search_amax(
         best = torch.where(error < least, amax, best)
         least = torch.minimum(error, least)
     return best
-
-
-def _default_multiples(spec: QuantSpec) -> list[float]:
-    if spec.scale == "e8m0":
-        return list(_EXPONENTS)
-    low, high, count = _NVFP4 if spec.scale == "e4m3" else _SHRINK
-    return [low + (high - low) * i / (count - 1) for i in range(count)]
 
 
 def _measure(

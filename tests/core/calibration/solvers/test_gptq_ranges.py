@@ -26,7 +26,7 @@ def test_with_one_multiple_it_is_gptq(name: str) -> None:
     weight, gram = sorted_problem()
     spec = static(FORMATS[name])
     state = amax_state(weight, spec)
-    rounded, amax = gptq_ranges(weight, gram, state, spec, [1.0])
+    rounded, amax = gptq_ranges(weight, gram, state, spec, multiples=[1.0])
     expected = gptq(weight, gram, Grid.of(state, spec, (24, 80))).weight
     assert torch.equal(amax, state["amax"])
     assert float((rounded - expected).norm() / expected.norm()) < 1e-5
@@ -37,10 +37,7 @@ def test_scales_chosen_on_the_way_are_better(name: str) -> None:
     weight, gram = sorted_problem()
     spec = static(FORMATS[name])
     state = amax_state(weight, spec)
-    multiples = [0.5, 1.0, 2.0] if name == "mxfp4" else [s * m / 20 for m in range(11, 21) for s in (1, -1)]
-    if name == "nvfp4":
-        multiples = [m / 10 for m in range(6, 19)]
-    rounded, state["amax"] = gptq_ranges(weight, gram, state, spec, multiples)
+    rounded, state["amax"] = gptq_ranges(weight, gram, state, spec)
     grid = Grid.of(state, spec, (24, 80))
     assert torch.equal(rounded, grid.round(rounded))
     fixed = gptq(weight, gram, Grid.of(amax_state(weight, spec), spec, (24, 80))).weight
