@@ -35,7 +35,8 @@ def gptq_ranges(
         weight: fp32 [out, in].
         gram: X^T·X of the layer's input, fp32 [in, in].
         state: Calibrated tensors; all but `amax` stay.
-        spec: A format with static scales, each for one row's neighbouring values.
+        spec: A format with static scales, each for a block of one row. Long blocks cost memory: the rows of a block
+            are held once for every multiple, so that whole rows are better searched before `gptq`.
         multiples: Of `amax`, negative ones for negative scales; default: `amax_multiples`.
         damping: Fraction of the Gram matrix's mean diagonal that is added to it.
 
