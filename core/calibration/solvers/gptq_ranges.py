@@ -72,8 +72,8 @@ def gptq_ranges(
 
 def _group_order(diagonal: Tensor, length: int) -> list[Tensor]:
     """Return the columns of each group, groups and columns with the largest input first."""
-    groups = torch.arange(len(diagonal), device=diagonal.device).split(length)
-    groups = tuple(g[diagonal[g].argsort(descending=True, stable=True)] for g in groups)
+    starts = range(0, len(diagonal), length)
+    groups = [s + diagonal[s : s + length].argsort(descending=True, stable=True) for s in starts]
     return sorted(groups, key=lambda g: float(diagonal[g].mean()), reverse=True)
 
 
