@@ -1,0 +1,88 @@
+"""GPTQ (Frantar et al., arXiv:2210.17323): columns rounded in turn, each error made good by the later columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.core.calibration.solvers.damping import feedback
+from octavo.core.calibration.solvers.grid import Grid
+from octavo.core.calibration.solvers.objective import gram_error
+from octavo.core.formats.rounding import round_to_grid
+
+
+@dataclass(frozen=True, eq=False)
+class GptqResult:
+    """What GPTQ found.
+
+    Attributes:
+        weight: fp32 [out, in], values of the grid.
+        damping: Fraction of the Gram matrix's mean diagonal that was added to it; above the one asked for where
+            the matrix was not positive definite with that.
+        num_dead: Columns whose input was always zero; they were rounded to nearest.
+        error_before: Squared output error of rounding to nearest, summed over rows and tokens.
+        error_after: The same of `weight`.
+    """
+
+    weight: Tensor
+    damping: float
+    num_dead: int
+    error_before: float
+    error_after: float
+
+
+@torch.no_grad()
+def gptq(
+    weight: Tensor,
+    gram: Tensor,
+    grid: Grid,
+    *,
+    act_order: bool = True,
+    damping: float = 0.01,
+    block: int = 128,
+) -> GptqResult:
+    """Round a weight so that its output changes little.
+
+    Args:
+        weight: fp32 [out, in]. Layers that read the same input may be joined along `out`, which is cheaper.
+        gram: X^T·X of the layer's input, fp32 [in, in]; any positive factor of it does as well.
+        grid: The values that can be taken. Its steps stay, so that any order of columns keeps the groups.
+        act_order: Round the columns with the largest input first.
+        damping: Fraction of the Gram matrix's mean diagonal that is added to it.
+        block: Columns whose errors reach the rest together; changes the time, not the result.
+
+    Raises:
+        CalibrationError: the matrix is not finite, or not positive definite with any damping.
+    """
+    order = column_order(gram, act_order)
+    found = feedback(gram[order][:, order], damping)
+    rounded = _round_columns(weight.T[order], grid.step.T[order], grid, found.factor, block)
+    result = torch.empty_like(weight).T
+    result[order] = rounded
+    result = result.T.contiguous()
+    before, after = (float(gram_error(new - weight, gram).sum()) for new in (grid.round(weight), result))
+    return GptqResult(result, found.damping, found.num_dead, before, after)
+
+
+def column_order(gram: Tensor, act_order: bool) -> Tensor:
+    """Return the columns in the order of rounding, int64 [in]."""
+    if act_order:
+        return gram.diagonal().argsort(descending=True, stable=True)
+    return torch.arange(len(gram), device=gram.device)
+
+
+def _round_columns(rows: Tensor, steps: Tensor, grid: Grid, factor: Tensor, block: int) -> Tensor:
+    """Round the rows of a transposed weight [in, out] in turn; contiguous rows are what makes this quick."""
+    rows, result = rows.clone(), torch.empty_like(rows)
+    for start in range(0, len(rows), block):
+        stop = min(start + block, len(rows))
+        errors = torch.empty_like(rows[start:stop])
+        for i in range(start, stop):
+            result[i] = round_to_grid(rows[i] / steps[i], grid.element) * steps[i]
+            error = (rows[i] - result[i]) / factor[i, i]
+            rows[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
+            errors[i - start] = error
+        rows[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    return result
