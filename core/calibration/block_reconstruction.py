@@ -28,15 +28,15 @@ Loss = Literal["mse", "kl"]
 
 @dataclass(frozen=True)
 class ReconstructionOptions:
-    """How long and how boldly a module is trained.
+    """How long and how boldly a module is trained, by steps along the signs of the gradients.
 
     Attributes:
-        iterations: Steps of sign descent; both rates fall linearly to 0 over them.
+        iterations: Number of steps; their length falls linearly to 0.
         batch_size: Calls in one step. A call may hold several sequences; batches are drawn without repetition until
             every call was seen.
-        learning_rate: Of the rounding, in steps between codes: no weight moves by more than
-            ``learning_rate · iterations / 2`` steps.
-        range_rate: Of the ranges, in parts of themselves; 0 keeps them.
+        reach: How far a value can move before it is rounded, in steps between codes. The learning rate is
+            ``2 · reach / iterations`` at first and falls to 0.
+        range_reach: The same of the ranges, in parts of themselves; 0 keeps them.
         loss: `mse` between outputs, or `kl` from the softmax of the targets to that of the outputs.
         held: Calls kept out of training, the last ones, that judge start and result.
         checks: How often, evenly spaced, the held calls are looked at; the best look is the result.
@@ -45,8 +45,8 @@ class ReconstructionOptions:
 
     iterations: int = 60
     batch_size: int = 1
-    learning_rate: float = 0.01
-    range_rate: float = 0.001
+    reach: float = 0.3
+    range_reach: float = 0.03
     loss: Loss = "mse"
     held: int = 2
     checks: int = 2
@@ -59,7 +59,7 @@ class ReconstructionOptions:
                 raise ConfigError(
                     f"block reconstruction: {name}={value!r}; expected an integer of at least 1"
                 )
-        for name, least in (("learning_rate", "above 0"), ("range_rate", "of at least 0")):
+        for name, least in (("reach", "above 0"), ("range_reach", "of at least 0")):
             value = getattr(self, name)
             is_number = type(value) in (int, float) and math.isfinite(value)
             if not is_number or value < 0 or (value == 0 and least == "above 0"):
@@ -147,7 +147,7 @@ def reconstruct(
             batch = [training[index] for index in next(order)]
             total = torch.stack([loss(call, target, weights) for call, target in batch]).mean()
             total.backward()  # type: ignore[no-untyped-call]
-            _descend(learned, options, 1 - (iteration - 1) / options.iterations)
+            _descend(learned, options, iteration)
             if _is_look(iteration, options):
                 best.offer(iteration, judge(), learned)
     return Reconstruction(best.weights, best.report(options.iterations))
@@ -198,11 +198,12 @@ def _batches(num_calls: int, options: ReconstructionOptions) -> Iterator[list[in
 
 
 @torch.no_grad()
-def _descend(learned: Mapping[str, LearnedRounding], options: ReconstructionOptions, decay: float) -> None:
+def _descend(learned: Mapping[str, LearnedRounding], options: ReconstructionOptions, iteration: int) -> None:
+    rate = 2 / options.iterations * (1 - (iteration - 1) / options.iterations)
     for weight in learned.values():
-        for leaf, rate in ((weight.codes, options.learning_rate), (weight.ranges, options.range_rate)):
+        for leaf, reach in ((weight.codes, options.reach), (weight.ranges, options.range_reach)):
             if leaf is not None and leaf.grad is not None:
-                leaf.sub_(leaf.grad.sign(), alpha=rate * decay)
+                leaf.sub_(leaf.grad.sign(), alpha=reach * rate)
                 leaf.grad = None
 
 

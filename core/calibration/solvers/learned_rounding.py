@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from octavo.core.calibration.solvers.grid import Grid
 from octavo.core.errors import UnsupportedError
 from octavo.core.formats import ElementType, QuantSpec
 from octavo.core.formats.granularity import keepdim_shape, unblocked
@@ -26,7 +27,9 @@ class RoundedWeight:
     """A weight and the static scales that it is rounded to nearest with: where training starts, and what it yields.
 
     Attributes:
-        weight: [out, in], any float dtype. As a result of training it lies on the grid.
+        weight: [out, in], any float dtype. A start holds values before rounding: where in its cell a value lies
+            says how soon it leaves it. Values on the grid are far from leaving: see `unrounded`. As a result of
+            training it lies on the grid.
         state: Calibrated tensors of the format, as `TensorQuantizer.named_state` returns them.
         spec: The format, with static scales and not stacked.
     """
@@ -34,6 +37,25 @@ class RoundedWeight:
     weight: Tensor
     state: Mapping[str, Tensor]
     spec: QuantSpec
+
+
+@torch.no_grad()
+def unrounded(rounded: Tensor, weight: Tensor, grid: Grid) -> Tensor:
+    """Return values near `weight` that round to `rounded`: a start from codes that another algorithm chose.
+
+    Where `weight` itself rounds to another code, the distance to it is halved until it does not (four times, then
+    the value stays on the grid).
+
+    Args:
+        rounded: fp32 [out, in], values of `grid`.
+        weight: fp32 [out, in], what was rounded.
+        grid: The values that can be taken.
+    """
+    codes = grid.codes(rounded)
+    pull = weight - rounded
+    for _ in range(4):
+        pull = torch.where(grid.codes(rounded + pull) == codes, pull, pull / 2)
+    return torch.where(grid.codes(rounded + pull) == codes, rounded + pull, rounded)
 
 
 class LearnedRounding:

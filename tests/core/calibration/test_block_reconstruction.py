@@ -21,7 +21,7 @@ from octavo.core.model.blocks import CapturedCall
 G32 = PerBlock(((-1, 32),))
 NVFP4 = QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0)
 WEIGHT_ONLY = [QuantSpec("int3", G32), NVFP4, QuantSpec("e2m1", G32, "e8m0", scale_rounding="even")]
-OPTIONS = ReconstructionOptions(iterations=40, batch_size=2, learning_rate=0.02)
+OPTIONS = ReconstructionOptions(iterations=40, batch_size=2, reach=0.4)
 
 
 class Mlp(nn.Module):
@@ -125,7 +125,7 @@ def test_the_start_is_kept_where_nothing_is_better() -> None:
     block, calls, targets = block_and_calls()
     starts = starts_of(block, WEIGHT_ONLY[0])
 
-    found = reconstruct(block, starts, calls, targets, replace(OPTIONS, learning_rate=20.0, iterations=6))
+    found = reconstruct(block, starts, calls, targets, replace(OPTIONS, reach=60.0, iterations=6))
 
     assert found.report.iteration == 0
     assert found.report.held == found.report.start < min(loss for _, loss in found.report.looks)
@@ -138,8 +138,8 @@ def test_the_start_is_kept_where_nothing_is_better() -> None:
     ("option", "message"),
     [
         ({"iterations": 0}, "iterations=0; expected an integer of at least 1"),
-        ({"learning_rate": 0}, "learning_rate=0; expected a finite number above 0"),
-        ({"range_rate": -1.0}, "range_rate=-1.0; expected a finite number of at least 0"),
+        ({"reach": 0}, "reach=0; expected a finite number above 0"),
+        ({"range_reach": -1.0}, "range_reach=-1.0; expected a finite number of at least 0"),
         ({"loss": "mae"}, "loss='mae'; expected one of mse, kl"),
     ],
 )

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.core.calibration.solvers.grid import amax_state, static
-from octavo.core.calibration.solvers.learned_rounding import LearnedRounding, RoundedWeight
+from octavo.core.calibration.solvers.grid import Grid, amax_state, static
+from octavo.core.calibration.solvers.learned_rounding import LearnedRounding, RoundedWeight, unrounded
 from octavo.core.errors import UnsupportedError
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec, fake_quantize
 
@@ -75,6 +75,21 @@ def test_gradients_pass_the_rounding_straight_through() -> None:
 
 def test_ranges_of_powers_of_two_stay() -> None:
     assert LearnedRounding(start_of(SPECS[-1])).ranges is None
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_codes_of_another_algorithm_are_kept_and_lie_as_near_as_they_can(spec: QuantSpec) -> None:
+    start = start_of(spec)
+    grid = Grid.of(start.state, start.spec, (8, 64))
+    nearest = grid.round(start.weight)
+    other = grid.round(start.weight + grid.step * torch.randint(-1, 2, (8, 64)))
+
+    found = unrounded(other, start.weight, grid)
+
+    assert torch.equal(grid.round(found), other)
+    assert ((found - start.weight).abs() <= (other - start.weight).abs()).all()
+    assert torch.equal(found[other == nearest], (other + (start.weight - other))[other == nearest])
+    assert (found != other)[start.weight != nearest].float().mean() > 0.8
 
 
 def test_dynamic_scales_are_refused() -> None:
