@@ -7,84 +7,30 @@ is at hand it is the better one: errors of one layer are made up for by all othe
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from octavo.core.calibration.reconstruction_options import (
+    Loss,
+    ReconstructionOptions,
+    ReconstructionReport,
+)
 from octavo.core.calibration.solvers.learned_rounding import LearnedRounding, RoundedWeight
-from octavo.core.errors import CalibrationError, ConfigError, listed
+from octavo.core.errors import CalibrationError, listed
 from octavo.core.model.blocks import CapturedCall
 from octavo.core.modules import quantized_layers
 from octavo.core.quantizers import TensorQuantizer
 
-Loss = Literal["mse", "kl"]
 
-
-@dataclass(frozen=True)
-class ReconstructionOptions:
-    """How long and how boldly a module is trained, by steps along the signs of the gradients.
-
-    Attributes:
-        iterations: Number of steps; their length falls linearly to 0.
-        batch_size: Calls in one step. A call may hold several sequences; batches are drawn without repetition until
-            every call was seen.
-        reach: How far a value can move before it is rounded, in steps between codes. The learning rate is
-            ``2 · reach / iterations`` at first and falls to 0.
-        range_reach: The same of the ranges, in parts of themselves; 0 keeps them.
-        loss: `mse` between outputs, or `kl` from the softmax of the targets to that of the outputs.
-        held: Calls kept out of training, the last ones, that judge start and result.
-        checks: How often, evenly spaced, the held calls are looked at; the best look is the result.
-        seed: Of the order of the calls.
-    """
-
-    iterations: int = 60
-    batch_size: int = 1
-    reach: float = 0.3
-    range_reach: float = 0.03
-    loss: Loss = "mse"
-    held: int = 2
-    checks: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "held", "checks"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ConfigError(
-                    f"block reconstruction: {name}={value!r}; expected an integer of at least 1"
-                )
-        for name, least in (("reach", "above 0"), ("range_reach", "of at least 0")):
-            value = getattr(self, name)
-            is_number = type(value) in (int, float) and math.isfinite(value)
-            if not is_number or value < 0 or (value == 0 and least == "above 0"):
-                raise ConfigError(f"block reconstruction: {name}={value!r}; expected a finite number {least}")
-        if self.loss not in get_args(Loss):
-            raise ConfigError(f"block reconstruction: loss={self.loss!r}; expected one of mse, kl")
-
-
-@dataclass(frozen=True)
-class ReconstructionReport:
-    """What training did to one module.
-
-    Attributes:
-        start: Loss of the start on the held calls.
-        held: Loss of the result on the held calls; never above `start`.
-        iteration: Step of which the result is; 0 where nothing was better than the start, which is then the result.
-        iterations: Steps made.
-        looks: (step, loss on the held calls) of every look.
-    """
-
-    start: float
-    held: float
-    iteration: int
-    iterations: int
-    looks: tuple[tuple[int, float], ...]
+DEFAULTS = ReconstructionOptions()
 
 
 @dataclass(frozen=True)
@@ -105,7 +51,7 @@ def reconstruct(
     starts: Mapping[str, RoundedWeight],
     calls: Sequence[CapturedCall],
     targets: Sequence[Tensor],
-    options: ReconstructionOptions = ReconstructionOptions(),
+    options: ReconstructionOptions = DEFAULTS,
     output: Callable[[Any], Tensor] = first_tensor,
 ) -> Reconstruction:
     """Train the rounding of `starts` so that `module` returns the targets. The module is left as it was.
@@ -131,7 +77,11 @@ def reconstruct(
     training, held = pairs[: -options.held], pairs[-options.held :]
 
     def loss(call: CapturedCall, target: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        found = output(functional_call(module, dict(weights), call.args, call.kwargs))
+        args, kwargs = (
+            [_kept(value) for value in call.args],
+            {name: _kept(v) for name, v in call.kwargs.items()},
+        )
+        found = output(functional_call(module, dict(weights), tuple(args), kwargs))
         return _loss(found, target, options.loss)
 
     @torch.no_grad()
@@ -139,7 +89,7 @@ def reconstruct(
         weights = _values(learned, starts)
         return sum(float(loss(call, target, weights)) for call, target in held) / len(held)
 
-    with _weights_as_given(module, starts):
+    with _weights_as_given(module, starts), torch.enable_grad():
         best = _Best(judge(), {name: weight.result() for name, weight in learned.items()})
         order = _batches(len(training), options)
         for iteration in range(1, options.iterations + 1):
@@ -151,6 +101,11 @@ def reconstruct(
             if _is_look(iteration, options):
                 best.offer(iteration, judge(), learned)
     return Reconstruction(best.weights, best.report(options.iterations))
+
+
+def _kept(value: Any) -> Any:
+    """Return an argument as it was captured: a block fills the cache that it is given."""
+    return value if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 class _Best:

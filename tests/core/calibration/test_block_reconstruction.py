@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import octavo
-from octavo.core.calibration.block_reconstruction import ReconstructionOptions, reconstruct
+from octavo.core.calibration.block_reconstruction import reconstruct
+from octavo.core.calibration.reconstruction_options import ReconstructionOptions
 from octavo.core.calibration.solvers.grid import amax_state, static
 from octavo.core.calibration.solvers.learned_rounding import RoundedWeight
 from octavo.core.errors import CalibrationError, ConfigError
