@@ -29,7 +29,6 @@ from octavo.core.model.blocks import CapturedCall
 from octavo.core.modules import quantized_layers
 from octavo.core.quantizers import TensorQuantizer
 
-
 DEFAULTS = ReconstructionOptions()
 
 
