@@ -107,6 +107,30 @@ def test_a_whole_model_learns_from_its_logits() -> None:
     assert found.report.held < 0.9 * found.report.start
 
 
+class Remembering(Mlp):
+    """Fills the cache that it is given, as decoder blocks do."""
+
+    def forward(self, x: Tensor, cache: list[Tensor]) -> tuple[Tensor, None]:  # type: ignore[override]
+        cache.append(x)
+        return super().forward(x, scale=float(len(cache)))
+
+
+@torch.no_grad()
+def test_every_run_of_a_block_gets_its_arguments_as_they_were_captured() -> None:
+    _, calls, _ = block_and_calls()
+    block, caches = Remembering().eval(), [[] for _ in calls]
+    targets = [block(*call.args, cache=[])[0] for call in calls]
+    given = [CapturedCall(call.args, {"cache": cache}) for call, cache in zip(calls, caches, strict=True)]
+
+    found = reconstruct(
+        block, starts_of(block, WEIGHT_ONLY[0]), given, targets, replace(OPTIONS, iterations=8)
+    )
+
+    assert found.report.iteration == 8
+    assert found.report.held < found.report.start
+    assert caches == [[] for _ in calls]
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     block, calls, targets = block_and_calls()
     starts = starts_of(block, WEIGHT_ONLY[0])
