@@ -1,8 +1,8 @@
 """Block reconstruction: the rounding and ranges of a module's weights, trained on the module's own inputs and outputs.
 
-The module may be one decoder block (targets: what the block returned before quantization; `loss="mse"`) or a whole
-model (targets: its logits; `loss="kl"`). The second costs the memory of one backward pass of the model, and where that
-is at hand it is the better one: errors of one layer are made up for by all others.
+The module may be one decoder block (targets: what the block returned before quantization, `loss="mse"`; inputs: what
+the quantized blocks before it return), or all that lies between some block's input and the logits, up to the whole model
+(targets: logits, `loss="kl"`). The last block is best trained through the head, by `kl`.
 """
 
 from __future__ import annotations

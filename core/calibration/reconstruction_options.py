@@ -28,7 +28,7 @@ class ReconstructionOptions:
         seed: Of the order of the calls.
     """
 
-    iterations: int = 60
+    iterations: int = 50
     batch_size: int = 1
     reach: float = 0.3
     range_reach: float = 0.03
