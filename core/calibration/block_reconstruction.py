@@ -1,8 +1,8 @@
 """Block reconstruction: the rounding and ranges of a module's weights, trained on the module's own inputs and outputs.
 
 The module may be one decoder block (targets: what the block returned before quantization, `loss="mse"`; inputs: what
-the quantized blocks before it return), or all that lies between some block's input and the logits, up to the whole model
-(targets: logits, `loss="kl"`). The last block is best trained through the head, by `kl`.
+the quantized blocks before it return), or all that lies between some block's input and the logits, up to the whole
+model (targets: logits, `loss="kl"`). The last block is best trained through the head, by `kl`.
 """
 
 from __future__ import annotations
