@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.core.formats.elements import ElementType
 from octavo.core.formats.spec import Ties
 
+_EXPONENT_BITS = 0x7F800000  # of an fp32 number
 _NATIVE_FLOATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
@@ -40,9 +41,9 @@ def round_to_grid(x: Tensor, element: ElementType, ties: Ties = "even") -> Tenso
 
 def _round_magnitude(x: Tensor, element: ElementType, rounding: Callable[[Tensor], Tensor]) -> Tensor:
     magnitude = x.abs()
-    exponent = (torch.frexp(magnitude).exponent - 1).clamp(min=element.smallest_exponent)
-    quantum = torch.ldexp(torch.ones_like(magnitude), exponent - element.mantissa_bits)
-    return torch.copysign(rounding(magnitude / quantum) * quantum, x)
+    power = (magnitude.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)  # 2^floor(log2 magnitude)
+    quantum = power.clamp_(min=2.0**element.smallest_exponent).mul_(2.0**-element.mantissa_bits)
+    return rounding(magnitude.div_(quantum)).mul_(quantum).copysign_(x)
 
 
 def encode(grid: Tensor, element: ElementType) -> Tensor:
