@@ -91,8 +91,9 @@ def search_smoothing(
     weights: Sequence[Tensor],
     act_amax: Tensor,
     held: Tensor,
-    weight_spec: QuantSpec,
+    weight_spec: QuantSpec | None,
     input_spec: QuantSpec,
+    act_rms: Tensor | None = None,
     alphas: Sequence[float] = ALPHAS,
 ) -> Smoothing:
     """Return the smoothing with the least output error on held tokens, weights and inputs both rounded.
@@ -103,15 +104,21 @@ def search_smoothing(
         weights: Each [out, in], all that read this input.
         act_amax: [in], largest magnitude of each input channel over all the calibration data.
         held: [tokens, in], a sample of the inputs.
-        weight_spec: Format of each weight, not stacked; scales are the largest magnitudes.
+        weight_spec: Format of each weight, not stacked; scales are the largest magnitudes. None: weights are not
+            rounded here, which is better where GPTQ will round them.
         input_spec: Format of the input (see `rounded_input`).
+        act_rms: [in], root mean square of each input channel. With it, scales balance root mean squares (better
+            with block scales); without it, largest magnitudes (better with a scale per tensor).
         alphas: Tried in this order; of equal ones the first wins. No smoothing is always tried first.
     """
     rows, act_amax, held = stacked_rows(weights), act_amax.float(), held.float()
-    target, columns = held @ rows.T, rows.abs().amax(0)
+    target = held @ rows.T
+    act, columns = (
+        (act_amax, rows.abs().amax(0)) if act_rms is None else (act_rms.float(), rows.square().mean(0).sqrt())
+    )
     best: Smoothing | None = None
     for alpha in (None, *alphas):
-        scale = torch.ones_like(columns) if alpha is None else balanced_scale(act_amax, columns, alpha)
+        scale = torch.ones_like(columns) if alpha is None else balanced_scale(act, columns, alpha)
         rounded = stacked_rows([divided_columns(w.float(), scale) for w in weights], weight_spec)
         x = rounded_input(held * scale, (act_amax * scale).amax(), input_spec)
         error = output_error(rounded, x, target)

@@ -32,7 +32,7 @@ def int4(weight: Tensor) -> Tensor:
     out = torch.empty_like(weight)
     for start in range(0, weight.shape[1], 16):
         block = weight[:, start : start + 16].float()
-        inverse = 7 / block.abs().amax(1, keepdim=True)
+        inverse = torch.tensor(7.0) / block.abs().amax(1, keepdim=True)
         out[:, start : start + 16] = ((block * inverse).round() * (1 / inverse)).to(weight.dtype)
     return out
 

@@ -80,8 +80,24 @@ def test_search_equals_a_brute_force_one_and_never_loses() -> None:
 def test_no_smoothing_is_kept_where_it_is_best() -> None:
     weight, x = outlier_layer()
 
-    found = search_smoothing([weight], x.abs().amax(0), x, INT8_WEIGHT, INT8_INPUT, alphas=[])
+    found = search_smoothing([weight], x.abs().amax(0), x, INT8_WEIGHT, INT8_INPUT, alphas=())
 
     assert found.alpha is None
     assert found.error == found.plain_error
     assert torch.equal(found.pre_quant_scale, torch.ones(32))
+
+
+def test_search_without_rounding_weights_balances_root_mean_squares() -> None:
+    weight, x = outlier_layer()
+    rms = x.square().mean(0).sqrt()
+
+    found = search_smoothing([weight], x.abs().amax(0), x, None, INT8_INPUT, rms, alphas=[1.0])
+
+    scaled = x * found.pre_quant_scale
+    step = scaled.abs().max() / 127
+    error = (
+        (((scaled / step).round() * step - scaled) / found.pre_quant_scale @ weight.T).square().sum().item()
+    )
+    assert found.alpha == 1.0
+    assert math.isclose(found.error, error, rel_tol=1e-2)
+    torch.testing.assert_close(found.pre_quant_scale, 1 / rms / (1 / rms).log().mean().exp())
