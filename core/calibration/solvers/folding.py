@@ -63,16 +63,24 @@ def averaged(scales: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(scales)).mean(0)
 
 
-def tied_to_heads(pre_quant_scale: Tensor, num_kv_heads: int, head_dim: int) -> Tensor:
-    """Return the scales of o_proj's input [heads · head_dim], equal for all query heads that share a KV head.
+def tied_to_heads(channels: Tensor, num_kv_heads: int, head_dim: int, largest: bool = False) -> Tensor:
+    """Return a value for each channel of o_proj's input [heads · head_dim], equal where heads share a KV head.
 
-    v_proj's rows feed every query head of their group, so that only such scales fold into them. As ModelOpt: means.
+    v_proj's rows feed every query head of their group, so that only such scales fold into them.
+
+    Args:
+        channels: [heads · head_dim]: finished scales, or magnitudes from which scales will be computed.
+        num_kv_heads: KV heads.
+        head_dim: Channels of a head.
+        largest: Take the largest of the group, as for magnitudes that must not clip, instead of the mean, which is
+            what ModelOpt takes of scales.
 
     Raises:
         ShapeError: the input is not a whole number of groups.
     """
-    groups = _groups(pre_quant_scale, num_kv_heads, head_dim)
-    return groups.mean(1, keepdim=True).expand_as(groups).reshape(-1)
+    groups = _groups(channels, num_kv_heads, head_dim)
+    tied = groups.amax(1, keepdim=True) if largest else groups.mean(1, keepdim=True)
+    return tied.expand_as(groups).reshape(-1)
 
 
 def value_rows(tied: Tensor, num_kv_heads: int, head_dim: int) -> Tensor:

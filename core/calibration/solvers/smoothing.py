@@ -5,7 +5,7 @@ A `pre_quant_scale` is 1/s: what the input is multiplied with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,7 @@ def search_smoothing(
     input_spec: QuantSpec,
     act_rms: Tensor | None = None,
     alphas: Sequence[float] = ALPHAS,
+    tie: Callable[[Tensor], Tensor] | None = None,
 ) -> Smoothing:
     """Return the smoothing with the least output error on held tokens, weights and inputs both rounded.
 
@@ -110,12 +111,17 @@ def search_smoothing(
         act_rms: [in], root mean square of each input channel. With it, scales balance root mean squares (better
             with block scales); without it, largest magnitudes (better with a scale per tensor).
         alphas: Tried in this order; of equal ones the first wins. No smoothing is always tried first.
+        tie: Makes the magnitudes [in] of inputs and columns equal where scales must be, so that they can be folded
+            (`folding.tied_to_heads`).
     """
     rows, act_amax, held = stacked_rows(weights), act_amax.float(), held.float()
     target = held @ rows.T
-    act, columns = (
-        (act_amax, rows.abs().amax(0)) if act_rms is None else (act_rms.float(), rows.square().mean(0).sqrt())
-    )
+    if act_rms is None:
+        act, columns = act_amax, rows.abs().amax(0)
+    else:
+        act, columns = act_rms.float(), rows.square().mean(0).sqrt()
+    if tie is not None:
+        act, columns = tie(act), tie(columns)
     best: Smoothing | None = None
     for alpha in (None, *alphas):
         scale = torch.ones_like(columns) if alpha is None else balanced_scale(act, columns, alpha)

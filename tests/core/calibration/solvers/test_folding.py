@@ -83,6 +83,7 @@ def test_into_v_proj_of_grouped_queries() -> None:
     assert rows is not None
     torch.testing.assert_close(through(rows, divided_columns(output, tied)), through(value, output))
     assert tied[0] == (scale[0] + scale[3]) / 2
+    assert tied_to_heads(scale, kv_heads, head_dim, largest=True)[3] == max(scale[0], scale[3])
 
 
 def test_scales_of_one_group_must_be_tied() -> None:

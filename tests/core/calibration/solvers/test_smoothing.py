@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from octavo.core.calibration.solvers.folding import tied_to_heads, value_rows
 from octavo.core.calibration.solvers.smoothing import (
     balanced_scale,
     divided_columns,
@@ -101,3 +102,15 @@ def test_search_without_rounding_weights_balances_root_mean_squares() -> None:
     assert found.alpha == 1.0
     assert math.isclose(found.error, error, rel_tol=1e-2)
     torch.testing.assert_close(found.pre_quant_scale, 1 / rms / (1 / rms).log().mean().exp())
+
+
+def test_tied_magnitudes_give_scales_that_fold() -> None:
+    weight, x = outlier_layer()
+
+    def tie(magnitudes: torch.Tensor) -> torch.Tensor:
+        return tied_to_heads(magnitudes, num_kv_heads=2, head_dim=4, largest=True)
+
+    found = search_smoothing([weight], x.abs().amax(0), x, INT8_WEIGHT, INT8_INPUT, tie=tie)
+
+    assert found.alpha is not None
+    assert value_rows(found.pre_quant_scale, 2, 4).shape == (8,)
