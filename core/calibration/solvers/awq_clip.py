@@ -70,7 +70,7 @@ def search_clip(
     largest = state[searched]
     best, least = largest, torch.full_like(largest, torch.inf)
     for ratio in clip_ratios(min_clip_ratio, shrink_step):
-        amax = largest * ratio
+        amax = (largest * ratio).to(weight.dtype).float()  # as ModelOpt's
         rounded = fake_quantize(weight, [*{**state, searched: amax}.values()], spec)
         change = rounded.float() - weight.float()
         error = gram_error(change, gram) if grams is None else block_errors(change, grams)

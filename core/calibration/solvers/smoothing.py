@@ -22,9 +22,9 @@ ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 def smoothquant_scale(act_amax: Tensor, weight: Tensor, alpha: float = 1.0) -> Tensor:
     """Return the pre_quant_scale wmax^(1−α) / actmax^α of each input channel, as ModelOpt 0.47 computes it.
 
-    The power of wmax is taken in the weight's dtype. Channels that were never active get the largest scale, 1e4,
-    unless some scale vanishes: then they get 1. A channel without input and without weights, whose scale would be
-    0/0 (ModelOpt stops there), gets 1.
+    The power of wmax is taken in the weight's dtype. Channels that were never active get the largest scale, 1e4.
+    Where some column of the weight is zero, ModelOpt meets its own errors; here channels that were never active
+    then get 1, and zero columns the smallest scale, 1e-4.
 
     Args:
         act_amax: [in], largest magnitude of each input channel.
