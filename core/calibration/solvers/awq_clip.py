@@ -47,6 +47,7 @@ def search_clip(
     spec: QuantSpec,
     min_clip_ratio: float = 0.5,
     shrink_step: float = 0.05,
+    amax_dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Return the state of `spec` whose clipped ranges give the least output error (ties: the tighter range).
 
@@ -59,6 +60,8 @@ def search_clip(
         spec: Format of the weight, not stacked.
         min_clip_ratio: Smallest part of the largest magnitude that is tried.
         shrink_step: Distance between the parts that are tried.
+        amax_dtype: To which tried ranges are rounded. ModelOpt's are in the weight's dtype in `awq_clip` alone, and in
+            fp32 after `awq_lite`.
 
     Raises:
         UnsupportedError: the format has one scale per channel, or blocks that are not along rows.
@@ -70,7 +73,7 @@ def search_clip(
     largest = state[searched]
     best, least = largest, torch.full_like(largest, torch.inf)
     for ratio in clip_ratios(min_clip_ratio, shrink_step):
-        amax = (largest * ratio).to(weight.dtype).float()  # as ModelOpt's
+        amax = (largest * ratio).to(amax_dtype).float()
         rounded = fake_quantize(weight, [*{**state, searched: amax}.values()], spec)
         change = rounded.float() - weight.float()
         error = gram_error(change, gram) if grams is None else block_errors(change, grams)

@@ -70,3 +70,12 @@ def test_scales_per_channel_are_refused() -> None:
 
     with pytest.raises(UnsupportedError, match=r"found int4 channel0; use a format with block_sizes"):
         search_clip(weight, x.T @ x, QuantSpec("int4", PerChannel(0)))
+
+
+def test_ranges_are_rounded_to_the_dtype_asked_for() -> None:
+    weight, x = layer()
+
+    found = search_clip(weight, x.T @ x, INT4, amax_dtype=torch.bfloat16)["amax"]
+
+    assert found.dtype == torch.float32
+    assert torch.equal(found, found.bfloat16().float())
