@@ -26,3 +26,11 @@ def test_damping_keeps_the_weight() -> None:
     ]
     assert moved[0] > moved[1] > moved[2]
     assert torch.equal(compensated(weight, gram, 0 * missing), weight)
+
+
+def test_a_share_goes_part_of_the_way() -> None:
+    weight, gram = problem()
+    missing = torch.randn(80, 24)
+    whole = compensated(weight, gram, missing)
+
+    torch.testing.assert_close(compensated(weight, gram, missing, share=0.5), (weight + whole) / 2)

@@ -1,0 +1,89 @@
+"""AWQ from statistics against true forward passes, as the peer searches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.core.calibration.solvers.awq import (
+    alphas,
+    awq_scale,
+    relative_columns,
+    search_awq,
+    search_awq_on_tokens,
+)
+from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+
+INT4 = QuantSpec("int4", PerBlock(((-1, 16),)))
+FP8_INPUT = QuantSpec("e4m3", PerTensor())
+
+
+def layer(dtype: torch.dtype, seed: int) -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(seed)
+    loud = torch.exp(1.5 * torch.randn(40))
+    return (torch.randn(24, 40) * torch.rand(40)).to(dtype), [torch.randn(64, 40) * loud for _ in range(3)]
+
+
+def int4(weight: Tensor) -> Tensor:
+    """Round blocks of 16, the last one short, to amax / 7."""
+    out = torch.empty_like(weight)
+    for start in range(0, weight.shape[1], 16):
+        block = weight[:, start : start + 16].float()
+        inverse = torch.tensor(7.0) / block.abs().amax(1, keepdim=True)
+        out[:, start : start + 16] = ((block * inverse).round() * (1 / inverse)).to(weight.dtype)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_alpha_equals_that_of_forward_passes(dtype: torch.dtype, seed: int) -> None:
+    weight, batches = layer(dtype, seed)
+    act_mean = torch.stack([x.abs().mean(0) for x in batches]).mean(0)
+    x = torch.cat(batches)
+
+    found = search_awq(weight, act_mean, x.T @ x, INT4)
+
+    columns, losses = relative_columns(weight, 16), {}
+    for alpha in alphas():
+        scale = awq_scale(act_mean, columns, alpha)
+        rounded, inverse = int4(weight * scale.to(dtype)).float(), (1 / scale).to(dtype).float()
+        outputs = [(x * inverse) @ rounded.T - x @ weight.float().T for x in batches]
+        losses[alpha] = sum(out.square().mean().item() for out in outputs)
+    assert found.alpha == min(losses, key=losses.__getitem__)
+    assert math.isclose(found.errors[found.alpha], losses[found.alpha] * 64 * 24, rel_tol=1e-3)
+    assert torch.equal(found.pre_quant_scale, 1 / awq_scale(act_mean, columns, found.alpha))
+
+
+def test_relative_columns_by_block_and_by_row() -> None:
+    weight = torch.tensor([[1.0, -2.0, 4.0], [3.0, 0.0, -5.0]])
+
+    assert relative_columns(weight, 2).tolist() == [0.75, 0.5, 1.0]
+    torch.testing.assert_close(relative_columns(weight, None), torch.tensor([0.425, 0.25, 1.0]))
+
+
+def test_scale_is_clamped_and_centered() -> None:
+    scale = awq_scale(torch.tensor([0.0, 1.0, 100.0]), torch.ones(3), 1.0)
+
+    torch.testing.assert_close(scale, torch.tensor([1e-3, 1e1, 1e3]))
+
+
+def test_there_are_eleven_alphas() -> None:
+    assert len(alphas()) == 11
+    assert alphas()[1] == torch.tensor(0.1).item()
+
+
+def test_search_on_tokens_counts_the_rounding_of_inputs() -> None:
+    weight, batches = layer(torch.float32, 0)
+    x = torch.cat(batches)
+
+    found = search_awq_on_tokens(weight, x.abs().mean(0), x, INT4, FP8_INPUT)
+
+    scale = 1 / found.pre_quant_scale
+    step = (x / scale).abs().max() / 448
+    inputs = (x / scale / step).to(torch.float8_e4m3fn).float() * step
+    error = (inputs @ int4(weight * scale).T - x @ weight.T).square().sum().item()
+    assert math.isclose(found.errors[found.alpha], error, rel_tol=1e-2)
+    assert found.errors[found.alpha] == min(found.errors.values())
