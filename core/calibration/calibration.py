@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.solvers.grid import static
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.calibration.weight_problem import WeightProblem
-from octavo.core.modules import QuantModule, WeightSlot, quantized_layers
+from octavo.core.modules import QuantModule, WeightSlot, quantized_layers, tensor_quantizers
 from octavo.core.quantizers import TensorQuantizer
 
 Groups = Iterable[Iterable[str]]
@@ -32,6 +33,25 @@ class Originals:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Give the model its original weights, and no factors, for the time of a context: to look at data again."""
+        quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
+        factors = [quantizer.pre_quant_scale for quantizer in quantizers]
+        self._exchange()
+        try:
+            for quantizer in quantizers:
+                quantizer.pre_quant_scale = None
+            yield
+        finally:
+            for quantizer, factor in zip(quantizers, factors, strict=True):
+                quantizer.pre_quant_scale = factor
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for parameter, values in self._values.items():
+            parameter.data, self._values[parameter] = values, parameter.data
 
     @torch.no_grad()
     def restore(self) -> None:
