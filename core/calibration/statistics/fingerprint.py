@@ -118,6 +118,6 @@ def _digest_of_values(tensor: Tensor) -> str:
     return f"{added} {hashlib.sha256(_bytes_of(samples)).hexdigest()[:_LENGTH]}"
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _bytes_of(tensor: Tensor) -> bytes:
     plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return memoryview(plain.numpy()).cast("B") if plain.numel() else memoryview(b"")
+    return plain.numpy().tobytes()

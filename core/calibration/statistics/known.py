@@ -89,7 +89,8 @@ class KnownStatistics:
         has, where = self._statistics.collection, self._statistics.source
         if needs.gram and not has.gram:
             raise CalibrationError(
-                f"{where} hold no XᵀX, which the algorithm needs; collect them with gram=True (without --no-gram), {_INSTEAD}"
+                f"{where} hold no XᵀX, which the algorithm needs; collect them with gram=True (without --no-gram), "
+                f"{_INSTEAD}"
             )
         if needs.held_tokens > has.held_tokens:
             raise CalibrationError(

@@ -83,7 +83,9 @@ def everything(model: nn.Module) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("algorithm", ["max", "nudge"])
-def test_quantizing_from_statistics_equals_quantizing_from_data(kind: str, algorithm: str, saved: Path) -> None:
+def test_quantizing_from_statistics_equals_quantizing_from_data(
+    kind: str, algorithm: str, saved: Path
+) -> None:
     config = {**FORMATS[kind], "algorithm": algorithm}
     expected = octavo.quantize(tiny_llama(), config, BATCHES, quiet=True)
     model = tiny_llama()
@@ -142,7 +144,7 @@ def test_layers_that_read_one_tensor_share_an_input(saved: Path) -> None:
     assert "model.layers.0.mlp.gate_proj.output_quantizer" not in points
 
 
-@pytest.mark.parametrize("budget", [1_000_000, "400kB"])
+@pytest.mark.parametrize("budget", [1_000_000, "600kB"])
 def test_passes_within_a_budget_collect_the_same(budget: Any, saved: Path) -> None:
     model = tiny_llama()
     with calls(model) as seen:
@@ -163,8 +165,10 @@ def test_data_that_changes_from_pass_to_pass_is_refused() -> None:
     def shuffled(model: nn.Module) -> None:
         model(torch.randint(0, 32, (1, 8), generator=generator))
 
-    with pytest.raises(octavo.CalibrationError, match=r"^the data differs from pass to pass \(fingerprints \w{16} and"):
-        octavo.collect_statistics(tiny_llama(), shuffled, stats_budget="400kB", quiet=True)
+    with pytest.raises(
+        octavo.CalibrationError, match=r"^the data differs from pass to pass \(fingerprints \w{16} and"
+    ):
+        octavo.collect_statistics(tiny_llama(), shuffled, stats_budget="600kB", quiet=True)
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -192,7 +196,8 @@ def test_outputs_are_looked_at_by_option() -> None:
     )
 
     with pytest.raises(
-        octavo.CalibrationError, match=r"nothing of 1 quantizers: 0\.output_quantizer; .* outputs=True \(--outputs\)"
+        octavo.CalibrationError,
+        match=r"nothing of 1 quantizers: 0\.output_quantizer; .* outputs=True \(--outputs\)",
     ):
         octavo.quantize(model, config, statistics=without, quiet=True)
     octavo.quantize(model, config, statistics=having, quiet=True)
