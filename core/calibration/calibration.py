@@ -14,6 +14,7 @@ from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.solvers.grid import static
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.calibration.weight_problem import WeightProblem
+from octavo.core.errors import listed
 from octavo.core.modules import QuantModule, WeightSlot, quantized_layers, tensor_quantizers
 from octavo.core.quantizers import TensorQuantizer
 
@@ -129,6 +130,20 @@ class Calibration:
     def report(self, problem: WeightProblem, algorithm: str, **details: Any) -> None:
         """Note what `algorithm` did to a weight; `details` are JSON-ready."""
         self.rows.append({"weight": problem.name, "algorithm": algorithm, **details})
+
+    def few_tokens(self) -> str:
+        """Return a warning that names inputs with fewer tokens than channels, or an empty string.
+
+        For algorithms that solve with XᵀX; `InputStatistics.rank_note` says the same of one input, for `report`.
+        """
+        known = {p.layer_name: p.statistics for p in self.problems() if p.statistics is not None}
+        few = [f"{name} ({s.num_tokens} of {s.num_channels})" for name, s in known.items() if s.rank_note()]
+        if not few:
+            return ""
+        return (
+            f"the inputs of {len(few)} of {len(known)} layers saw fewer tokens than they have channels, so that "
+            f"damping decides in the directions that none showed: {listed(few, 3)}; give more calibration data"
+        )
 
     @torch.no_grad()
     def set_weight(self, problem: WeightProblem, weight: Tensor) -> None:

@@ -14,7 +14,7 @@ from octavo.core.plan.settings import LayerSetting
 
 
 def statistics_sizes(layers: Sequence[LayerSetting], groups: Groups, algorithm: Any) -> tuple[InputSize, ...]:
-    """Return the bytes of each distinct input that the algorithm looks at; none for one that looks at none."""
+    """Return the bytes of each distinct input of `layers`, the quantized ones, that the algorithm looks at, if any."""
     needs = _needs(algorithm)
     if not needs.any_input:
         return ()
@@ -22,12 +22,10 @@ def statistics_sizes(layers: Sequence[LayerSetting], groups: Groups, algorithm: 
     sizes: dict[str, InputSize] = {}
     for layer in layers:
         for slot in layer.site.quantized.weight_slots():
+            if slot.inputs not in layer.site.quantized.quantizer_names:  # an embedding reads indices
+                continue
             weight = getattr(layer.site.layer, slot.parameter)
-            shape = (
-                layer.site.quantized.quantizer_shape(layer.site.layer, slot.inputs)
-                if layer.is_quantized
-                else None
-            )
+            shape = layer.site.quantized.quantizer_shape(layer.site.layer, slot.inputs)
             if shape and shape[-1] and (slot.is_stacked or weight.dim() == 2):
                 name = f"{first.get(layer.site.name, layer.site.name)}.{slot.inputs}".removeprefix(".")
                 sizes.setdefault(name, InputSize.of(name, shape[-1], needs, weight.element_size()))

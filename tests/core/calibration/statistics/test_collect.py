@@ -20,6 +20,7 @@ from octavo.core.calibration import algorithms
 from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.calibration import Calibration
 from octavo.core.calibration.statistics import Needs
+from octavo.core.calibration.statistics.input_statistics import SUMS
 
 WITH_KV = octavo.merge_configs("FP8_DEFAULT_CFG", "FP8_KV_CFG")
 FORMATS: dict[str, Any] = {
@@ -186,6 +187,39 @@ def test_a_tiny_budget_gives_the_same_result_in_several_passes(parts: int) -> No
     assert everything(model) == everything(expected)
     rows = [octavo.history(m)[-1].state["report"] for m in (model, expected)]
     assert sorted(map(str, rows[0])) == sorted(map(str, rows[1]))
+
+
+@pytest.mark.parametrize("from_quantized", [True, False])
+def test_a_budget_divides_blocks_too(from_quantized: bool) -> None:
+    layerwise = {"enable": True, "get_qdq_activations_from_prev_layer": from_quantized}
+    config = {**octavo.INT8_DEFAULT_CFG, "algorithm": {"method": "nudge", "layerwise": layerwise}}
+    one, several = (
+        octavo.quantize(tiny_llama(), config, BATCHES, quiet=True, stats_budget=budget)
+        for budget in (None, "300kB")
+    )
+
+    assert everything(one) == everything(several)
+
+
+def test_the_plan_says_what_statistics_take() -> None:
+    config = {**octavo.NVFP4_DEFAULT_CFG, "algorithm": "nudge"}
+    plan = octavo.plan(tiny_llama(), config, stats_budget="700kB")
+    kept = octavo.collect_statistics(tiny_llama(), BATCHES, held_tokens=8, quiet=True)
+
+    sizes = {size.name: size for size in plan.statistics}
+    assert set(sizes) == {name for name, one in kept.inputs.items() if one.needs.gram} - {
+        "lm_head.input_quantizer"
+    }
+    for name, size in sizes.items():
+        one = kept.inputs[name]
+        sums = sum(getattr(one, part).nbytes for part in SUMS)
+        assert (size.channels, size.gram) == (sums, 4 * one.num_channels**2)
+        assert size.held_tokens >= one.held.tokens().nbytes > 0
+    total = sum(size.total for size in sizes.values())
+    assert plan.to_json()["statistics"]["bytes"] == total
+    assert f"  statistics of 8 distinct inputs: {total / 1e6:.2f} MB (channels 0.04 MB, " in plan.summary()
+    assert "; 2 passes over the data within the budget of 0.70 MB" in plan.summary()
+    assert octavo.plan(tiny_llama(), octavo.NVFP4_DEFAULT_CFG).statistics == ()
 
 
 def test_outputs_are_looked_at_by_option() -> None:

@@ -38,7 +38,9 @@ class Look(Algorithm):
     def run(self, calibration: Calibration) -> None:
         for problem in calibration.problems():
             assert problem.statistics is not None
-            calibration.report(problem, "look", note=problem.statistics.rank_note())
+            calibration.report(
+                problem, "look", note=problem.statistics.rank_note(), warning=calibration.few_tokens()
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -199,9 +201,9 @@ DAMAGES = {
 def test_damaged_files_are_named(damage: Any, found: Statistics, tmp_path: Path) -> None:
     found.save(tmp_path / "stats")
     damage(tmp_path / "stats")
+    everything = with_algorithm(gram=False, num_tokens=4)
 
     with pytest.raises(octavo.CheckpointError, match=DAMAGES[damage]):
-        everything = with_algorithm(gram=False, num_tokens=4)
         octavo.quantize(two_layers(), everything, statistics=tmp_path / "stats", quiet=True)
 
 
@@ -295,5 +297,11 @@ def test_too_few_tokens_are_noted() -> None:
         ]
         * 2
     )
+    assert (
+        octavo.history(model)[-1]
+        .state["report"][0]["warning"]
+        .startswith("the inputs of 2 of 2 layers saw fewer tokens than they have channels")
+    )
     model = octavo.quantize(two_layers(), with_algorithm(), [rows(count=40)], quiet=True)
-    assert [row["note"] for row in octavo.history(model)[-1].state["report"]] == ["", ""]
+    rest = [(row["note"], row["warning"]) for row in octavo.history(model)[-1].state["report"]]
+    assert rest == [("", ""), ("", "")]
