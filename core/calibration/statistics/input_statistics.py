@@ -15,7 +15,7 @@ class InputStatistics:
     """What was seen of one input [..., in].
 
     Attributes:
-        needs: What is gathered.
+        needs: What is gathered; the maxima in any case, and sums where anything is asked for.
         num_tokens: Tokens seen.
         num_batches: Tensors seen that had any.
         amax: fp32 [in]: largest magnitude of each channel.
@@ -65,11 +65,13 @@ class InputStatistics:
         self.num_batches += 1
         magnitude = rows.abs()
         self.amax = torch.maximum(self.amax, magnitude.amax(0))
-        abs_sum = magnitude.sum(0, dtype=torch.float64)
+        if not self.needs.any_input:
+            return
+        abs_sum = magnitude.sum(0).double()  # fp32 within a batch: casting all of it first takes longer than the sum
         self.abs_sum += abs_sum
         self.abs_mean_sum += abs_sum / len(rows)
+        self.square_sum += rows.square().sum(0).double()
         self.held.add(x.detach().reshape(-1, x.shape[-1]))
-        self.square_sum += rows.square().sum(0, dtype=torch.float64)
         if self.needs.gram:
             self._add_rows(rows)
 

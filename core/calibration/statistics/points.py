@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from octavo.core.calibration.statistics.collector import StatisticsCollector
-from octavo.core.calibration.statistics.needs import Needs
+from octavo.core.calibration.statistics.needs import NOTHING, Needs
 from octavo.core.calibration.statistics.sizes import InputSize
 from octavo.core.calibration.statistics.statistics import Collection
 from octavo.core.graph.groups import probe_or_note
@@ -70,12 +70,12 @@ class Points:
         return attached, collectors
 
     def _add(self, site: Site, quantizer: str, name: str) -> None:
-        """Gather everything for inputs of matrices, and maxima and sums for the rest."""
+        """Gather everything for inputs of matrices, and maxima for the rest."""
         shape = site.quantized.quantizer_shape(site.layer, quantizer)
         num_channels = shape[-1] if shape else 0
         slot = next((s for s in site.quantized.weight_slots() if s.inputs == quantizer), None)
         is_matrix = num_channels > 0 and slot is not None and _is_matrix(site.layer, slot)
-        needs = self.collection.needs if is_matrix else Needs(channels=True)
+        needs = self.collection.needs if is_matrix else NOTHING
         self._needs[name] = (needs, num_channels > 0)
         parameter = next(site.layer.parameters(), None)
         itemsize = 4 if parameter is None else parameter.element_size()

@@ -189,6 +189,24 @@ def test_a_tiny_budget_gives_the_same_result_in_several_passes(parts: int) -> No
     assert sorted(map(str, rows[0])) == sorted(map(str, rows[1]))
 
 
+def test_an_interrupt_in_a_second_pass_leaves_the_model_as_it_was() -> None:
+    config = {**octavo.INT8_DEFAULT_CFG, "algorithm": "nudge"}
+    model, passes = tiny_llama(), []
+    before = snapshot(model)
+
+    def loop(model: nn.Module) -> None:
+        passes.append(1)
+        model(BATCHES[0])
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        octavo.quantize(model, config, loop, quiet=True, stats_budget="700kB")
+
+    assert len(passes) == 2
+    assert snapshot(model) == before
+
+
 @pytest.mark.parametrize("from_quantized", [True, False])
 def test_a_budget_divides_blocks_too(from_quantized: bool) -> None:
     layerwise = {"enable": True, "get_qdq_activations_from_prev_layer": from_quantized}
