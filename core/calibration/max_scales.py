@@ -79,7 +79,7 @@ def calibrate_max(
             f"calibration data never reached {len(unseen)} quantizers: {listed(unseen)}; give data that runs "
             "these layers, or exclude them"
         )
-    _check_finite(seen)
+    _check_finite(seen, {name: collectors[q] for name, q in waiting})
     _set_states(collectors)
     for note in routing_notes(model, unrouted):
         say(f"warning: {note}", quiet)
@@ -123,8 +123,10 @@ def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | Non
     return HistogramCollector(spec, quantizer.calibrator, memo)
 
 
-def _check_finite(seen: Mapping[str, Tensor]) -> None:
+def _check_finite(seen: Mapping[str, Tensor], data: Mapping[str, AmaxCollector] | None = None) -> None:
     bad = [name for name, amax in seen.items() if not amax.isfinite().all()]
+    if data is not None:
+        bad = [f"{name} (first in batch {data[name].bad_batch()})" for name in bad]
     if bad:
         raise CalibrationError(
             f"{len(bad)} quantizers saw NaN or infinite values: {listed(bad)}; look at these layers' weights and at "

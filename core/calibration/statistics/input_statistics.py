@@ -67,7 +67,9 @@ class InputStatistics:
         self.amax = torch.maximum(self.amax, magnitude.amax(0))
         if not self.needs.any_input:
             return
-        abs_sum = magnitude.sum(0).double()  # fp32 within a batch: casting all of it first takes longer than the sum
+        abs_sum = magnitude.sum(
+            0
+        ).double()  # fp32 within a batch: casting all of it first takes longer than the sum
         self.abs_sum += abs_sum
         self.abs_mean_sum += abs_sum / len(rows)
         self.square_sum += rows.square().sum(0).double()
