@@ -56,8 +56,8 @@ class CalibratedBlock:
     arguments: Sequence[_Arguments]
 
     def run_all(self) -> None:
-        """Run the block on all inputs and keep what it returns as targets."""
-        run_block(self.module, self.inputs, self.arguments, self.targets)
+        """Run the block on all inputs and keep what it returns as targets; those of a first run stay."""
+        run_block(self.module, self.inputs, self.arguments, None if self.targets else self.targets)
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
         """Return the block's output for `hidden`, with the other arguments of call `index`."""
@@ -95,12 +95,17 @@ def capture_calls(
 
 
 def run_block(
-    block: nn.Module, inputs: ActivationStore, arguments: Sequence[_Arguments], outputs: ActivationStore
+    block: nn.Module,
+    inputs: ActivationStore,
+    arguments: Sequence[_Arguments],
+    outputs: ActivationStore | None,
 ) -> None:
-    """Run a block on all inputs, and keep what it returns in `outputs`."""
+    """Run a block on all inputs, and keep what it returns in `outputs`, if any."""
     with torch.no_grad():
         for hidden, other in zip(inputs, arguments, strict=True):
-            outputs.append(_call(block, hidden, other))
+            output = _call(block, hidden, other)
+            if outputs is not None:
+                outputs.append(output)
 
 
 def _call(block: nn.Module, hidden: Tensor, other: _Arguments) -> Tensor:

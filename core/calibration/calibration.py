@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.solvers.grid import static
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.calibration.weight_problem import WeightProblem
-from octavo.core.modules import QuantModule, WeightSlot, quantized_layers
+from octavo.core.errors import listed
+from octavo.core.modules import QuantModule, WeightSlot, quantized_layers, tensor_quantizers
 from octavo.core.quantizers import TensorQuantizer
 
 Groups = Iterable[Iterable[str]]
@@ -32,6 +34,25 @@ class Originals:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Give the model its original weights, and no factors, for the time of a context: to look at data again."""
+        quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
+        factors = [quantizer.pre_quant_scale for quantizer in quantizers]
+        self._exchange()
+        try:
+            for quantizer in quantizers:
+                quantizer.pre_quant_scale = None
+            yield
+        finally:
+            for quantizer, factor in zip(quantizers, factors, strict=True):
+                quantizer.pre_quant_scale = factor
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for parameter, values in self._values.items():
+            parameter.data, self._values[parameter] = values, parameter.data
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -109,6 +130,20 @@ class Calibration:
     def report(self, problem: WeightProblem, algorithm: str, **details: Any) -> None:
         """Note what `algorithm` did to a weight; `details` are JSON-ready."""
         self.rows.append({"weight": problem.name, "algorithm": algorithm, **details})
+
+    def few_tokens(self) -> str:
+        """Return a warning that names inputs with fewer tokens than channels, or an empty string.
+
+        For algorithms that solve with XᵀX; `InputStatistics.rank_note` says the same of one input, for `report`.
+        """
+        known = {p.layer_name: p.statistics for p in self.problems() if p.statistics is not None}
+        few = [f"{name} ({s.num_tokens} of {s.num_channels})" for name, s in known.items() if s.rank_note()]
+        if not few:
+            return ""
+        return (
+            f"the inputs of {len(few)} of {len(known)} layers saw fewer tokens than they have channels, so that "
+            f"damping decides in the directions that none showed: {listed(few, 3)}; give more calibration data"
+        )
 
     @torch.no_grad()
     def set_weight(self, problem: WeightProblem, weight: Tensor) -> None:

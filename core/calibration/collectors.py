@@ -80,6 +80,7 @@ class AmaxCollector:
         per_tensor = QuantSpec(spec.element)
         self._spec = spec if "amax" in spec.state else per_tensor.stacked() if spec.is_stacked else per_tensor
         self._memo = memo
+        self._largest: list[Tensor] = []  # of each batch, looked at when one was not finite
         self.amax: Tensor | None = None
 
     @classmethod
@@ -94,7 +95,12 @@ class AmaxCollector:
         if x.numel() == 0:
             return
         amax = self._memo.amax(x, self._spec) if self._memo is not None else ops.amax(x, self._spec)
+        self._largest.append(amax if amax.numel() == 1 else amax.amax())
         self._update(amax)
+
+    def bad_batch(self) -> int | None:
+        """Return the first batch, counted from 0, that had NaN or infinite values, or None."""
+        return next((n for n, largest in enumerate(self._largest) if not largest.isfinite().all()), None)
 
     def merge(self, other: AmaxCollector) -> None:
         """Take in what another collector (of another shard of the data) has seen; maxima merge exactly."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, Both, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
 from octavo.core.calibration.part import WHOLE, Part
+from octavo.core.calibration.statistics.bad_batches import BadBatches
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.calibration.statistics.needs import NOTHING, Needs
 from octavo.core.console import say
@@ -26,6 +27,7 @@ def calibrate_max(
     needs: Needs = NOTHING,
     inputs: Mapping[TensorQuantizer, StatisticsCollector] | None = None,
     part: Part = WHOLE,
+    bad_batches: BadBatches | None = None,
 ) -> None:
     """Calibrate every quantizer that is not calibrated yet, by one run of the data.
 
@@ -38,6 +40,7 @@ def calibrate_max(
         needs: Whether every expert sees every token.
         inputs: Collectors of statistics to run along, by the quantizer of the input.
         part: Whose quantizers to calibrate.
+        bad_batches: Notes batches that are not finite, and leaves them out; None refuses them.
 
     Raises:
         CalibrationError: data is needed and there is none, a quantizer was never reached, or statistics are not
@@ -57,6 +60,9 @@ def calibrate_max(
     attached: dict[TensorQuantizer, Collector] = {**collectors, **inputs}
     for quantizer in collectors.keys() & inputs.keys():
         attached[quantizer] = Both(collectors[quantizer], inputs[quantizer])
+    if bad_batches is not None:
+        shown = {quantizer: collector.name for quantizer, collector in inputs.items()}
+        attached = bad_batches.guards(attached, shown | {q: name for name, q in waiting})
     with collecting(model, attached), counting_tokens(model, needs.all_experts):
         run()
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
@@ -65,12 +71,14 @@ def calibrate_max(
         if name in unrouted and quantizer.spec is not None:
             collectors[quantizer] = AmaxCollector.of(quantizer.spec, unrouted[name])
     unseen = [name for name, _ in waiting if name not in seen and name not in unrouted]
+    if bad_batches is not None:
+        bad_batches.check_some_left(unseen)
     if unseen:
         raise CalibrationError(
             f"calibration data never reached {len(unseen)} quantizers: {listed(unseen)}; give data that runs "
             "these layers, or exclude them"
         )
-    _check_finite(seen)
+    _check_finite(seen, {name: collectors[q] for name, q in waiting})
     _set_states(collectors)
     for note in routing_notes(model, unrouted):
         say(f"warning: {note}", quiet)
@@ -116,8 +124,10 @@ def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | Non
     return HistogramCollector(spec, quantizer.calibrator, memo)
 
 
-def _check_finite(seen: Mapping[str, Tensor]) -> None:
+def _check_finite(seen: Mapping[str, Tensor], data: Mapping[str, AmaxCollector] | None = None) -> None:
     bad = [name for name, amax in seen.items() if not amax.isfinite().all()]
+    if data is not None:
+        bad = [f"{name} (first in batch {data[name].bad_batch()})" for name in bad]
     if bad:
         raise CalibrationError(
             f"{len(bad)} quantizers saw NaN or infinite values: {listed(bad)}; look at these layers' weights and at "

@@ -13,13 +13,17 @@ class Part:
     Attributes:
         within: Name of the module whose inside it is; empty for the model.
         without: Names of modules inside it that do not belong to it.
+        layers: Names of the layers that belong to it; None for all.
     """
 
     within: str = ""
     without: Collection[str] = ()
+    layers: Collection[str] | None = None
 
     def has(self, name: str) -> bool:
         """Whether a module of this name belongs to it."""
+        if self.layers is not None and name not in self.layers:
+            return False
         return _is_inside(name, self.within) and not any(_is_inside(name, block) for block in self.without)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from octavo.core.calibration.cost import measured
 from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.forward_loop import ForwardLoop
+from octavo.core.calibration.given import NOTHING_GIVEN, Given, given_for
 from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.calibration.max_scales import calibrate_weights, uncalibrated
 from octavo.core.console import say
@@ -25,6 +27,7 @@ from octavo.core.plan import check_device, plan
 
 if TYPE_CHECKING:
     from octavo.core.calibration.algorithm import Algorithm
+    from octavo.core.calibration.statistics.statistics import Statistics
 
 _DATA_NOT_RUN = (
     "warning: the algorithm is None, so the calibration data was not run and calibrated nothing; set "
@@ -39,6 +42,9 @@ def quantize(
     quiet: bool = False,
     target: str | None = None,
     tp: int = 1,
+    statistics: Statistics | str | Path | None = None,
+    stats_budget: int | str | None = None,
+    skip_bad_batches: bool = False,
 ) -> nn.Module:
     """Quantize a model in simulation, in place: plan, attach quantizers, calibrate.
 
@@ -53,21 +59,29 @@ def quantize(
         quiet: Print nothing.
         target: Engine that will serve the checkpoint; what it cannot load is refused before any work.
         tp: Tensor-parallel size it will be served with.
+        statistics: What `collect_statistics` returned for this model, or the folder they were saved to, in place of
+            `forward_loop`: no data is run then.
+        stats_budget: Bytes of statistics in memory (`2GB`, say); over it, the data is run several times, and weights
+            are solved part by part.
+        skip_bad_batches: Leave out, for each input, batches with NaN or infinite values, instead of refusing.
 
     Returns:
         `model`.
 
     Raises:
-        ConfigError: the config is wrong.
+        ConfigError: the config or an option is wrong.
+        CheckpointError: the statistics cannot be read.
         UnsupportedError: the config asks for something that is not available.
         PlanError: the config cannot work on this model; every reason is listed.
-        CalibrationError: calibration yields nothing usable.
+        CalibrationError: calibration yields nothing usable, or the statistics are of another model or lack what the
+            config needs.
         ModeError: the model is quantized already.
     """
-    made = plan(model, config, target, tp)
+    made = plan(model, config, target, tp, stats_budget)
     algorithms = algorithms_of(made.config["algorithm"])
     made.check()
     check_device(model)
+    given = given_for(model, forward_loop, statistics, stats_budget, skip_bad_batches)
     with applying(model, "quantize", _json_ready(made.config)) as state:
         attach(model, made.layers)
         check_reached(model, quiet)
@@ -76,9 +90,10 @@ def quantize(
             say(_DATA_NOT_RUN, quiet)
         groups = [list(group) for group in made.groups]
         with measured() as cost:
-            rows = _run(model, algorithms, forward_loop, quiet, groups)
+            rows = _run(model, algorithms, forward_loop, quiet, groups, given)
         report = {"weights": rows, **cost}
-        state.update(layers=describe_quantizers(model), same_input=groups, report=report)
+        state.update(layers=describe_quantizers(model), same_input=groups, report=report, **given.describe())
+    given.say(quiet)
     say(made.summary(), quiet)
     return model
 
@@ -139,12 +154,13 @@ def _run(
     forward_loop: ForwardLoop | None,
     quiet: bool,
     groups: Sequence[Sequence[str]],
+    given: Given = NOTHING_GIVEN,
 ) -> list[dict[str, Any]]:
     if not algorithms:
         return []
     from octavo.core.calibration.run import run_algorithms
 
-    rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups)
+    rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups, given)
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from typing import Any
 
@@ -11,19 +12,19 @@ from torch import nn
 from octavo.core.calibration.activation_store import ActivationStore
 from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.block_calls import CalibratedBlock, capture_calls, run_block
-from octavo.core.calibration.calibration import Calibration, Groups, Originals, first_readers, input_name
+from octavo.core.calibration.calibration import Calibration, Groups, Originals
 from octavo.core.calibration.collectors import collecting
+from octavo.core.calibration.distinct_inputs import Pass, passes
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
+from octavo.core.calibration.given import NOTHING_GIVEN, Given
 from octavo.core.calibration.layerwise import Layerwise, blocks_of
-from octavo.core.calibration.max_scales import calibrate_max
+from octavo.core.calibration.max_scales import calibrate_max, uncalibrated
 from octavo.core.calibration.part import WHOLE, Part
-from octavo.core.calibration.statistics import Needs
-from octavo.core.calibration.statistics.collector import StatisticsCollector
+from octavo.core.calibration.statistics import InputStatistics, Needs
+from octavo.core.calibration.statistics.known import KnownStatistics
 from octavo.core.console import track
 from octavo.core.errors import CalibrationError
 from octavo.core.graph.evaluating import evaluating
-from octavo.core.modules import quantized_layers
-from octavo.core.quantizers import TensorQuantizer
 
 Rows = list[dict[str, Any]]
 
@@ -34,6 +35,7 @@ def run_algorithms(
     forward_loop: ForwardLoop | None,
     quiet: bool,
     groups: Groups = (),
+    given: Given = NOTHING_GIVEN,
 ) -> tuple[Rows, Originals]:
     """Calibrate a quantized model, whose weights have scales already.
 
@@ -45,6 +47,7 @@ def run_algorithms(
         forward_loop: The data, or None where nothing needs it.
         quiet: Print nothing.
         groups: Names of layers that read the same tensor.
+        given: Statistics in place of data, their budget, and what to do with bad batches.
 
     Returns:
         (what was done to each weight, the original values of weights that changed).
@@ -56,7 +59,7 @@ def run_algorithms(
     groups = tuple(tuple(group) for group in groups)
     layerwise = next((a.layerwise for a in algorithms if a.layerwise.enable), None)
     run = None if forward_loop is None else lambda: run_forward_loop(model, forward_loop, quiet)
-    stages = _Stages(model, algorithms, groups, quiet)
+    stages = _Stages(model, algorithms, groups, quiet, given)
     try:
         if layerwise is None:
             stages.calibrate(run)
@@ -72,7 +75,7 @@ class _Stages:
     """Calibrates a model at once, or part by part."""
 
     def __init__(
-        self, model: nn.Module, algorithms: Sequence[Algorithm], groups: Groups, quiet: bool
+        self, model: nn.Module, algorithms: Sequence[Algorithm], groups: Groups, quiet: bool, given: Given
     ) -> None:
         self.model = model
         self.quiet = quiet
@@ -80,36 +83,48 @@ class _Stages:
         self.originals = Originals()
         self._algorithms = algorithms
         self._groups = groups
+        self._given = given
+        self._known = None if given.statistics is None else KnownStatistics(given.statistics, model)
+        self.is_known = self._known is not None
         self._needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), Needs())
 
     def calibrate(
         self, run: Callable[[], None] | None, part: Part = WHOLE, block: CalibratedBlock | None = None
     ) -> None:
-        """Calibrate a part by one run of its data, then by every algorithm in turn."""
-        inputs = self._input_collectors(part) if self._needs.any_input else {}
-        calibrate_max(self.model, run, self.quiet, self._needs, inputs, part)
-        seen = {c.name: c.statistics for c in inputs.values() if c.statistics is not None}
-        calibration = Calibration(self.model, self._groups, seen, self.originals, self.quiet, part, block)
-        for algorithm in self._algorithms:
-            algorithm.run(calibration)
-        self.rows += calibration.rows
+        """Calibrate a part by one run of its data, or several within the budget, each followed by every algorithm."""
+        if self._known is not None:
+            self._known.check(self._needs, uncalibrated(self.model))
+            run = self._known.show
+        found = passes(self.model, part, self._groups, self._needs, self._given.budget)
+        for number, one in enumerate(found):
+            with self.originals.in_place(self.model) if number else nullcontext():
+                seen = self._look(run, part, one, is_first=number == 0)
+            calibration = Calibration(
+                self.model, self._groups, seen, self.originals, self.quiet, one.part, block
+            )
+            for algorithm in self._algorithms:
+                algorithm.run(calibration)
+            self.rows += calibration.rows
 
-    def _input_collectors(self, part: Part) -> dict[TensorQuantizer, StatisticsCollector]:
-        """Return a collector for each distinct input of a quantized weight, by the quantizer that shows it first."""
-        first, collectors = first_readers(self._groups), {}
-        layers = {name: layer for name, layer in quantized_layers(self.model) if part.has(name)}
-        for name, layer in layers.items():
-            for slot in layer.weight_slots():
-                reader = first.get(name, name)
-                if reader not in layers or slot.inputs not in layers[reader].quantizer_names:
-                    continue
-                quantizer = layers[reader].quantizers()[slot.inputs].stages()[0]
-                collectors[quantizer] = StatisticsCollector(input_name(name, slot, first), self._needs)
-        return collectors
+    def _look(
+        self, run: Callable[[], None] | None, part: Part, one: Pass, is_first: bool
+    ) -> dict[str, InputStatistics]:
+        """Run the data; return the statistics of the pass's inputs."""
+        collectors = one.collectors(self._needs) if self._known is None else {}
+        quiet = self.quiet or not is_first  # what a first run warned of, the next one would, too
+        calibrate_max(self.model, run, quiet, self._needs, collectors, part, self._given.bad_batches)
+        if self._known is not None:
+            return self._known.inputs([(found.name, found.device) for found in one.inputs], self._needs)
+        return {c.name: c.statistics for c in collectors.values() if c.statistics is not None}
 
 
 def _calibrate_layerwise(stages: _Stages, options: Layerwise, run: Callable[[], None] | None) -> None:
     """Calibrate what is outside the blocks, then each block with what the quantized blocks before it return."""
+    if stages.is_known:
+        raise CalibrationError(
+            "layerwise calibration runs each block on what the quantized blocks before it return, which no statistics "
+            "hold; calibrate with data (--calib-data), or whole (leave out 'layerwise')"
+        )
     if run is None:
         raise CalibrationError(
             "layerwise calibration needs data, and no forward_loop (--calib-data) was given"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from octavo.core.calibration.algorithms import algorithms_of
+from octavo.core.calibration.statistics.sizes import parse_bytes
 from octavo.core.config import load_config
 from octavo.core.config.entries import parse_rules
 from octavo.core.errors import ConfigError, UnsupportedError
@@ -25,6 +26,7 @@ from octavo.core.plan.model_state import check_plain
 from octavo.core.plan.plan import Plan
 from octavo.core.plan.settings import LayerSetting, decide_settings, without_calibration
 from octavo.core.plan.sites import find_sites
+from octavo.core.plan.statistics import budget_problems, statistics_sizes
 from octavo.core.plan.tensor_parallel import tensor_parallel_problems
 from octavo.core.plan.tensors import plan_tensors
 from octavo.core.plan.unmatched import (
@@ -37,7 +39,13 @@ from octavo.core.plan.unmatched import (
 from octavo.core.plugins import plugins
 
 
-def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None = None, tp: int = 1) -> Plan:
+def plan(
+    model: nn.Module,
+    config: str | Mapping[str, Any],
+    target: str | None = None,
+    tp: int = 1,
+    stats_budget: int | str | None = None,
+) -> Plan:
     """Say what `quantize(model, config)` would do to every tensor, and what stands in the way.
 
     Args:
@@ -46,9 +54,10 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
         target: Engine that will serve the checkpoint (`vllm`, `sglang`, `trtllm`, `transformers`), to be told
             what it cannot load; None checks none.
         tp: Tensor-parallel size it will be served with, 1 or more.
+        stats_budget: Bytes of statistics in memory while calibrating (`2GB`, say); None is no limit.
 
     Raises:
-        ConfigError: the config, `target` or `tp` is wrong.
+        ConfigError: the config, `target`, `tp` or `stats_budget` is wrong.
         UnsupportedError: the config asks for a quantizer that is not available.
         ModeError: the model is quantized already.
         PlanError: the family map contradicts the model's own dataflow, or a lazy layer has no shape yet.
@@ -57,6 +66,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
     plugins().check_model(model)
     if not isinstance(tp, int) or tp < 1:
         raise ConfigError(f"tp={tp!r}: the tensor-parallel size must be a whole number, at least 1")
+    budget = parse_bytes(stats_budget)
     loaded = load_config(config)
     rules = parse_rules(loaded["quant_cfg"])
     sites, reasons = find_sites(model, plugins().mixins(model))
@@ -68,6 +78,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
     quantized = [layer for layer in layers if layer.is_quantized]
     description = plugins().describe_model(model)
     groups, notes = _groups(model, quantized, description)
+    statistics = statistics_sizes(quantized, groups, loaded["algorithm"])
     exporter, target_errors, target_warnings = _with_target(layers, description, target, tp)
     errors = [
         *algorithm_errors,
@@ -79,6 +90,7 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
         *tied_problems(model, quantized),
         *tensor_parallel_problems(quantized, description, tp),
         *target_errors,
+        *budget_problems(statistics, budget),
     ]
     warnings = [
         *(describe_unmatched(rule, layers) for rule in unmatched if is_surprising(rule)),
@@ -89,7 +101,8 @@ def plan(model: nn.Module, config: str | Mapping[str, Any], target: str | None =
         *target_warnings,
     ]
     tensors = tuple(plan_tensors(model, layers, reasons))
-    return Plan(loaded, tensors, tuple(layers), groups, tuple(errors), tuple(warnings), exporter)
+    problems = (tuple(errors), tuple(warnings))
+    return Plan(loaded, tensors, tuple(layers), groups, *problems, exporter, statistics, budget)
 
 
 def _with_algorithm(

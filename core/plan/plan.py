@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from octavo.core.calibration.statistics.sizes import InputSize, summarize
 from octavo.core.config.presets import Config
 from octavo.core.errors import PlanError
 from octavo.core.formats import QuantSpec
@@ -58,6 +59,8 @@ class Plan:
         errors: What makes `quantize` refuse.
         warnings: What it would go ahead with, and the user should know.
         exporter: The exporter whose checkpoints the target loads, or None without a target or when it refuses.
+        statistics: Bytes of what the algorithm gathers of each distinct input.
+        stats_budget: Bytes of these that may be in memory at once; None is no limit.
     """
 
     config: Config
@@ -67,6 +70,8 @@ class Plan:
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
     exporter: str | None = None
+    statistics: tuple[InputSize, ...] = ()
+    stats_budget: int | None = None
 
     @property
     def coverage(self) -> float:
@@ -132,6 +137,11 @@ class Plan:
             },
             "groups": [list(group) for group in self.groups],
             "exporter": self.exporter,
+            "statistics": {
+                "bytes": sum(size.total for size in self.statistics),
+                "budget": self.stats_budget,
+                "inputs": [asdict(size) for size in self.statistics],
+            },
             "errors": list(self.errors),
             "warnings": list(self.warnings),
         }
@@ -156,6 +166,8 @@ class Plan:
             if not tensor.weight and len(tensor.shape) > 1:
                 left_out.setdefault(tensor.reason, []).append(tensor.name)
         lines += [f"  left out: {_few(names)} ({reason})" for reason, names in left_out.items()]
+        if self.statistics:
+            lines.append(f"  {summarize(self.statistics, self.stats_budget)}")
         lines += [f"  warning: {text}" for text in self.warnings]
         lines += [f"  error: {text}" for text in self.errors]
         return "\n".join(lines)

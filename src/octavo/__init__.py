@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         set_quantizer_attribute,
         set_quantizer_by_cfg,
     )
+    from octavo.core.calibration.statistics.collect import collect_statistics
+    from octavo.core.calibration.statistics.statistics import Statistics
     from octavo.core.calibration.summary import print_quant_summary
     from octavo.core.config import load_recipe, merge_configs, preset, preset_names, with_block_size
     from octavo.core.errors import (
@@ -66,9 +68,11 @@ _MODULE_OF = {
     "QuantSpec": "octavo.core.formats",
     "SequentialQuantizer": "octavo.core.quantizers",
     "ShapeError": "octavo.core.errors",
+    "Statistics": "octavo.core.calibration.statistics.statistics",
     "TensorQuantizer": "octavo.core.quantizers",
     "UnsupportedError": "octavo.core.errors",
     "calibrate": "octavo.core.calibration.quantize",
+    "collect_statistics": "octavo.core.calibration.statistics.collect",
     "compare": "octavo.core.evaluation.language",
     "disable_quantizer": "octavo.core.calibration.quantizer_changes",
     "enable_huggingface": "octavo.adapters.huggingface.from_pretrained",
@@ -116,9 +120,11 @@ __all__ = [
     "QuantSpec",
     "SequentialQuantizer",
     "ShapeError",
+    "Statistics",
     "TensorQuantizer",
     "UnsupportedError",
     "calibrate",
+    "collect_statistics",
     "compare",
     "disable_quantizer",
     "enable_huggingface",

@@ -18,6 +18,7 @@ PLAN_KEYS = {
     "other_quantizers",
     "groups",
     "exporter",
+    "statistics",
     "errors",
     "warnings",
 }

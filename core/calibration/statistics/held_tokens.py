@@ -13,28 +13,42 @@ class HeldTokens:
 
     Attributes:
         capacity: How many are kept at most.
+        stride: Every how many-th is kept now.
+        seen: How many were seen.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._stride = 1
-        self._seen = 0
+        self.stride = 1
+        self.seen = 0
         self._tokens: list[Tensor] = []
 
     def add(self, tokens: Tensor) -> None:
         """Take in tokens [n, in]."""
         if self.capacity == 0:
             return
-        first = -self._seen % self._stride
-        self._seen += len(tokens)
-        self._keep(tokens[first :: self._stride].clone())
+        first = -self.seen % self.stride
+        self.seen += len(tokens)
+        self._keep(tokens[first :: self.stride].clone())
 
     def merge(self, other: HeldTokens) -> None:
         """Take in the tokens of another shard of the data, and thin out both."""
-        self._stride = max(self._stride, other._stride)
-        self._seen += other._seen
+        self.stride = max(self.stride, other.stride)
+        self.seen += other.seen
         for tokens in other._tokens:
             self._keep(tokens)
+
+    def thinned(self, capacity: int, device: torch.device) -> HeldTokens:
+        """Return what a smaller capacity would have kept, on a device."""
+        found = HeldTokens(capacity)
+        if capacity > 0:
+            found.restore(self.tokens().to(device), self.stride, self.seen)
+        return found
+
+    def restore(self, tokens: Tensor, stride: int, seen: int) -> None:
+        """Put back kept tokens [n, in], every `stride`-th of `seen`."""
+        self.stride, self.seen = stride, seen
+        self._keep(tokens)
 
     def tokens(self) -> Tensor:
         """Return the tokens, [n, in] in the dtype they came in."""
@@ -45,5 +59,5 @@ class HeldTokens:
             return
         self._tokens.append(tokens)
         while sum(map(len, self._tokens)) > self.capacity:
-            self._stride *= 2
+            self.stride *= 2
             self._tokens = [self.tokens()[::2]]

@@ -8,12 +8,14 @@ from torch import Tensor
 from octavo.core.calibration.statistics.held_tokens import HeldTokens
 from octavo.core.calibration.statistics.needs import Needs
 
+SUMS = ("amax", "abs_sum", "abs_mean_sum", "square_sum")  # one number for each channel
+
 
 class InputStatistics:
     """What was seen of one input [..., in].
 
     Attributes:
-        needs: What is gathered.
+        needs: What is gathered; the maxima in any case, and sums where anything is asked for.
         num_tokens: Tokens seen.
         num_batches: Tensors seen that had any.
         amax: fp32 [in]: largest magnitude of each channel.
@@ -40,6 +42,20 @@ class InputStatistics:
         """Number of channels."""
         return len(self.amax)
 
+    @property
+    def largest_rank(self) -> int:
+        """The rank that XᵀX has at most: fewer tokens than channels leave directions of which nothing is known."""
+        return min(self.num_tokens, self.num_channels)
+
+    def rank_note(self) -> str:
+        """Return a sentence for the report where tokens are fewer than channels, else an empty string."""
+        if self.largest_rank == self.num_channels:
+            return ""
+        return (
+            f"{self.num_tokens} tokens for {self.num_channels} channels: XᵀX has rank {self.largest_rank} at most, and "
+            "damping decides the rest; give more calibration data"
+        )
+
     def add(self, x: Tensor) -> None:
         """Take in `x` [..., in], any float dtype."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()
@@ -49,14 +65,38 @@ class InputStatistics:
         self.num_batches += 1
         magnitude = rows.abs()
         self.amax = torch.maximum(self.amax, magnitude.amax(0))
-        abs_sum = magnitude.sum(0, dtype=torch.float64)
+        if not self.needs.any_input:
+            return
+        abs_sum = magnitude.sum(
+            0
+        ).double()  # fp32 within a batch: casting all of it first takes longer than the sum
         self.abs_sum += abs_sum
         self.abs_mean_sum += abs_sum / len(rows)
+        self.square_sum += rows.square().sum(0).double()
         self.held.add(x.detach().reshape(-1, x.shape[-1]))
         if self.needs.gram:
             self._add_rows(rows)
-        else:
-            self.square_sum += rows.square().sum(0, dtype=torch.float64)
+
+    def narrowed(self, needs: Needs, device: torch.device) -> InputStatistics:
+        """Return what a pass with these needs, no greater than its own, would have gathered; on a device."""
+        found = InputStatistics(self.num_channels, needs, device)
+        found.num_tokens, found.num_batches = self.num_tokens, self.num_batches
+        for name in SUMS:
+            setattr(found, name, getattr(self, name).to(device))
+        found.held = self.held.thinned(needs.held_tokens, device)
+        if needs.gram:
+            found.set_factors(self._gram, self._rows)
+        return found
+
+    def factors(self) -> tuple[Tensor | None, list[Tensor]]:
+        """Return XᵀX of the first tokens, [in, in] or None for none, and the tokens after these, each [n, in]."""
+        return self._gram, self._rows
+
+    def set_factors(self, gram: Tensor | None, rows: list[Tensor]) -> None:
+        """Put back what `factors` returned."""
+        device = self.amax.device
+        self._gram = None if gram is None else gram.to(device, copy=True)  # it grows in place
+        self._rows = [part.to(device) for part in rows]
 
     def merge(self, other: InputStatistics) -> None:
         """Take in what was seen of another shard of the data; maxima merge exactly, sums to rounding."""
@@ -78,8 +118,6 @@ class InputStatistics:
 
     def mean_square(self) -> Tensor:
         """Return the mean square of each channel, fp32 [in]."""
-        if self.needs.gram:
-            return self.gram().diagonal() / max(self.num_tokens, 1)
         return (self.square_sum / max(self.num_tokens, 1)).float()
 
     def gram(self) -> Tensor:

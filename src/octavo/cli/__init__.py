@@ -1,1 +1,1 @@
-"""The command line: `octavo quantize`, `plan`, `inspect`, `eval`, `presets`, `plugins`."""
+"""The command line: `octavo quantize`, `calibrate`, `plan`, `inspect`, `eval`, `presets`, `plugins`."""

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from octavo.cli import evaluate, inspect, listings, plan, quantize, report
+from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report
 from octavo.core.errors import CalibrationError, CheckpointError, ExportError, OctavoError
 
 REFUSED, CALIBRATION_FAILED, CHECKPOINT_FAILED = 3, 4, 5
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("quantize")(quantize.quantize)
+app.command("calibrate")(calibrate.calibrate)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)

@@ -33,6 +33,19 @@ TensorParallel = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(help="Load as float32, bfloat16 or float16; default: as the config says.")
 ]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option("--calib-data", help="Text file, .jsonl of documents, or dataset (name or name#split)."),
+]
+StatsBudget = Annotated[
+    str | None,
+    typer.Option(help="Memory for statistics, as 500MB or 2GiB: over it, the data is run several times."),
+]
+SkipBadBatches = Annotated[
+    bool,
+    typer.Option("--skip-bad-batches", help="Leave out batches with NaN or infinity, instead of refusing."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")]
 NumSamples = Annotated[int, typer.Option(min=1, help="Samples at most.")]
 SequenceLength = Annotated[int, typer.Option("--seq-len", min=2, help="Tokens per sample at most.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per batch.")]

@@ -16,6 +16,7 @@ def plan(
     block_size: options.BlockSize = None,
     target: options.Target = None,
     tp: options.TensorParallel = 1,
+    stats_budget: options.StatsBudget = None,
     dtype: options.Dtype = None,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
@@ -25,7 +26,7 @@ def plan(
     Exits with 3 when `octavo quantize` would refuse.
     """
     config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
-    made = plan_checkpoint(model, config, load_as, trust_remote_code, target, tp)
+    made = plan_checkpoint(model, config, load_as, trust_remote_code, target, tp, stats_budget)
     if as_json:
         output.print_json(made.to_json())
     else:

@@ -24,17 +24,18 @@ def quantize(
     block_size: options.BlockSize = None,
     target: options.Target = None,
     tp: options.TensorParallel = 1,
-    calib_data: Annotated[
-        str | None, typer.Option(help="Text file, .jsonl of documents, or dataset (name or name#split).")
+    calib_data: options.CalibrationData = None,
+    stats: Annotated[
+        Path | None, typer.Option(help="What `octavo calibrate` wrote, instead of --calib-data.")
     ] = None,
+    stats_budget: options.StatsBudget = None,
+    skip_bad_batches: options.SkipBadBatches = False,
     calib_size: options.NumSamples = 512,
     seq_len: options.SequenceLength = 512,
     batch_size: options.BatchSize = 8,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")
-    ] = False,
+    overwrite: options.Overwrite = False,
     trust_remote_code: options.TrustRemoteCode = False,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
@@ -43,19 +44,32 @@ def quantize(
     import octavo
 
     config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
+    if stats is not None and calib_data is not None:
+        raise ConfigError("give either --calib-data or --stats, not both")
     _check_out(model, out, overwrite)
-    made = plan_checkpoint(model, config, load_as, trust_remote_code, target, tp)
+    statistics = None if stats is None else octavo.Statistics.load(stats)
+    made = plan_checkpoint(model, config, load_as, trust_remote_code, target, tp, stats_budget)
     made.check()
     tokenizer = batches = None
     if calib_data is not None or _has_tokenizer(model):
         tokenizer = plugins().load_tokenizer(model, trust_remote_code)
-    if calib_data is None:
+    if calib_data is None and statistics is None:
         check_needs_no_data(made)
-    else:
+    elif calib_data is not None:
         request = DataRequest(calib_data, calib_size, seq_len, batch_size, seed)
         batches = plugins().text_batches(tokenizer, request)
     loaded = plugins().load_model(model, load_as, trust_remote_code, quiet)  # the slow part, after all checks
-    octavo.quantize(loaded, config, batches, quiet=quiet, target=target, tp=tp)
+    octavo.quantize(
+        loaded,
+        config,
+        batches,
+        quiet=quiet,
+        target=target,
+        tp=tp,
+        statistics=statistics,
+        stats_budget=stats_budget,
+        skip_bad_batches=skip_bad_batches,
+    )
     report = octavo.export_hf_checkpoint(
         loaded, export_dir=out, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet, target=target
     )

@@ -20,6 +20,7 @@ def plan_checkpoint(
     trust_remote_code: bool,
     target: str | None,
     tp: int,
+    stats_budget: str | None = None,
 ) -> Plan:
     """Return the plan for the model of a folder, built on the meta device.
 
@@ -30,7 +31,7 @@ def plan_checkpoint(
     plugins().check_unquantized(model)
     with torch.device("meta"):
         skeleton = plugins().build_model(model, dtype, trust_remote_code)
-    return plan_model(skeleton, config, target=target, tp=tp)
+    return plan_model(skeleton, config, target=target, tp=tp, stats_budget=stats_budget)
 
 
 def check_needs_no_data(made: Plan) -> None:

@@ -55,7 +55,9 @@ def test_bad_calibration_data_is_named_by_the_first_layers_it_reaches(value: str
     poisoned = rows(1)
     poisoned[2, 7] = BAD[value]
 
-    with pytest.raises(CalibrationError, match=r"saw NaN or infinite values: 0.input_quantizer"):
+    with pytest.raises(
+        CalibrationError, match=r"infinite values: 0.input_quantizer \(first in batch 1\), 1\."
+    ):
         octavo.quantize(two_layers(), "FP8_DEFAULT_CFG", [rows(), poisoned, rows(2)], quiet=True)
 
 
@@ -72,7 +74,8 @@ class Diverging(nn.Module):
 
 def test_an_activation_that_overflows_inside_the_model_is_named() -> None:
     with pytest.raises(
-        CalibrationError, match=r"^1 quantizers saw NaN or infinite values: second.input_quantizer;"
+        CalibrationError,
+        match=r"^1 quantizers saw NaN or infinite values: second.input_quantizer \(first in batch 0\);",
     ):
         octavo.quantize(Diverging(), "FP8_DEFAULT_CFG", [rows()], quiet=True)
 

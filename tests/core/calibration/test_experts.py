@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import octavo
+from helpers.calibration_models import calibrated_state
 from octavo.core.calibration.experts import counting_tokens, tokens_per_expert
 
 CONFIG = {
@@ -101,3 +102,29 @@ def test_where_no_expert_saw_a_token_the_weight_is_taken() -> None:
 
     for expert in model.experts:
         assert expert.input_quantizer.amax == expert.weight.abs().max()
+
+
+@pytest.mark.parametrize("all_experts", [False, True])
+def test_statistics_of_experts_stand_for_the_data(all_experts: bool) -> None:
+    config = {**octavo.NVFP4_DEFAULT_CFG, "algorithm": {"method": "max", "all_experts": all_experts}}
+    data = [torch.randint(3, 64, (1, 3))]
+    expected = octavo.quantize(stacked(), config, data, quiet=True)
+    statistics = octavo.collect_statistics(stacked(), data, all_experts=all_experts, quiet=True)
+
+    model = octavo.quantize(stacked(), config, statistics=statistics, quiet=True)
+
+    assert calibrated_state(model) == calibrated_state(expected)
+    assert torch.equal(tokens_per_expert(model)[NAME], tokens_per_expert(expected)[NAME])
+    other = {**config, "algorithm": {"method": "max", "all_experts": not all_experts}}
+    with pytest.raises(octavo.CalibrationError, match=f"expected all_experts={not all_experts}"):
+        octavo.quantize(stacked(), other, statistics=statistics, quiet=True)
+
+
+def test_experts_that_saw_no_token_get_the_same_scales_from_statistics() -> None:
+    data = [torch.randn(4, 16)]
+    expected = octavo.quantize(Modules((0, 2)), "FP8_DEFAULT_CFG", data, quiet=True)
+    statistics = octavo.collect_statistics(Modules((0, 2)), data, quiet=True)
+
+    model = octavo.quantize(Modules((0, 2)), "FP8_DEFAULT_CFG", statistics=statistics, quiet=True)
+
+    assert calibrated_state(model) == calibrated_state(expected)

@@ -16,7 +16,8 @@ def test_json_holds_everything() -> None:
     data = json.loads(json.dumps(plan.to_json(), allow_nan=False))
 
     sizes = ["version", "coverage", "bytes_before", "bytes_after"]
-    assert list(data) == [*sizes, "tensors", "other_quantizers", "groups", "exporter", "errors", "warnings"]
+    rest = ["tensors", "other_quantizers", "groups", "exporter", "statistics", "errors", "warnings"]
+    assert list(data) == [*sizes, *rest]
     assert (data["version"], data["coverage"], data["bytes_after"]) == (1, plan.coverage, plan.bytes_after)
     assert data["exporter"] == "unified_hf"
     assert data["errors"] == ["4 attention heads cannot be split over tp=8"]
