@@ -13,6 +13,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Dialect
 from octavo.core.model.fused import fused_groups
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
+from octavo.core.model.tied import sharing_names
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, quantized_layers
 from octavo.core.plugins import plugins
@@ -32,7 +33,8 @@ def check_exportable(model: nn.Module) -> None:
 
     Raises:
         ModeError: it is not quantized, or its weights are folded.
-        ExportError: a static quantizer was never calibrated, or it was itself read from a quantized checkpoint.
+        ExportError: a static quantizer was never calibrated, it was itself read from a quantized checkpoint, or a
+            quantized weight was tied to another module's since.
     """
     record = last_record(model, "quantize")
     if record is None:
@@ -48,6 +50,7 @@ def check_exportable(model: nn.Module) -> None:
         raise ExportError(
             f"{len(waiting)} quantizers were never calibrated: {listed(waiting)}; run octavo.calibrate with data first"
         )
+    _check_untied(model)
 
 
 def unstored_quantizers(model: nn.Module, dialect: Dialect) -> Iterator[str]:
@@ -85,3 +88,17 @@ def model_serving(model: nn.Module, target: str) -> Serving:
             "; ".join(served.sentences("refused")) + ". octavo.plan(…, target=…) says so before"
         )
     return served
+
+
+def _check_untied(model: nn.Module) -> None:
+    """Refuse a weight that was tied after it was quantized: checkpoints hold tied weights once, in one format."""
+    sharing = sharing_names(model)
+    for layer_name, layer in quantized_layers(model):
+        specs = active_specs(layer)
+        for slot in layer.weight_slots():
+            name = f"{layer_name}.{slot.parameter}".removeprefix(".")
+            if name in sharing and slot.quantizer in specs:
+                raise ExportError(
+                    f"{name} is quantized, and was tied to {listed(sharing[name])} since; a checkpoint would hold "
+                    "one of them. Give it a parameter of its own, or disable its quantizer (octavo.disable_quantizer)"
+                )

@@ -69,3 +69,13 @@ def test_moe() -> None:
 
     assert "model.layers.0.mlp.experts: tokens per expert" in lines[0]
     assert lines[-1].endswith("read back equal: True")
+
+
+def test_bert() -> None:
+    rows = {row["format"]: row for row in json.loads(run("examples/bert.py", "--json", "--steps", "40"))}
+
+    assert rows.keys() == {"INT8", "FP8"}
+    for row in rows.values():
+        assert row["read_back_equal"]
+        assert row["accuracy_base"] >= 0.55, "it has learned something in 40 steps, where 0.5 is guessing"
+        assert row["changed"] <= 0.05 * row["pairs"], "eight bits change few answers"
