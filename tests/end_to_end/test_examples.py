@@ -48,20 +48,30 @@ def test_hf_ptq(tmp_path: Path) -> None:
     assert scheme["kv_cache_quant_algo"] == "FP8"
 
 
-def test_hf_ptq_says_why_it_refuses(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "examples/hf_ptq.py",
-        "--qformat",
-        "int4",
-        "--export_path",
-        str(tmp_path / "out"),
-    ]
-
+def refused(*flags: str) -> tuple[int, str]:
+    """Return exit status and message of hf_ptq.py with flags that it refuses."""
+    command = [sys.executable, "examples/hf_ptq.py", *flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.returncode, result.stderr
 
-    assert result.returncode == 1
-    assert "last dim 64 is not divisible by the block of 128" in result.stderr
+
+def test_hf_ptq_says_why_it_refuses(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, message = refused(
+        "--qformat", "int4", "--inference_tensor_parallel", "3", "--export_path", str(out)
+    )
+
+    assert code == 1
+    assert "last dim 64 is not divisible by the block of 128" in message
+    assert "8 attention heads cannot be split over tp=3" in message
+    assert not out.exists()
+
+
+def test_hf_ptq_refuses_flags_by_name() -> None:
+    code, message = refused("--awq_block_size", "64")
+
+    assert code == 2
+    assert message.endswith("hf_ptq.py: error: --awq_block_size: not available: AWQ\n")
 
 
 def test_moe() -> None:
