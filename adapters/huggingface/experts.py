@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octavo.core import ops
 from octavo.core.formats import unstacked_chain
 from octavo.core.modules import QuantExperts, WeightSlot
+from octavo.core.modules.experts import oriented
 
 
 class QuantStackedExperts(QuantExperts):
@@ -25,6 +26,25 @@ class QuantStackedExperts(QuantExperts):
     has_gate: bool
     act_fn: Any
     _apply_gate: Any
+
+    @classmethod
+    def disagreement(cls, layer: Any) -> str:
+        """Return how the layer's parameters contradict each other or the number of experts that it routes to."""
+        if found := super().disagreement(layer):
+            return found
+        names = list(cls.projections)
+        (experts, rows, hidden), (_, out, width) = (
+            oriented(layer, getattr(layer, name)).shape for name in names
+        )
+        if experts != layer.num_experts:
+            return f"they have {experts} experts and the layer routes to {layer.num_experts}"
+        expected = 2 * width if layer.has_gate else width
+        if (rows, hidden) == (expected, out):
+            return ""
+        return (
+            f"{names[0]} maps {hidden} values to {rows} and {names[1]} maps {width} to {out}; expected {names[0]} to "
+            f"map {out} to {expected}"
+        )
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return the weighted sum of the chosen experts' outputs, [tokens, hidden].

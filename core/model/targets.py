@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from octavo.core.errors import ConfigError, listed, nearest
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Exporter, LayerFormat, Verdict
+from octavo.core.model.vision_towers import tower_verdicts
 from octavo.core.modules import QuantAttention, QuantConvolution, QuantEmbedding, QuantModule
 from octavo.core.plugins import plugins
 
@@ -119,9 +120,15 @@ def best_serving(layers: Mapping[str, ServedLayer], target: str) -> Serving:
 
 def serving(exporter: Exporter, layers: Mapping[str, ServedLayer], target: str) -> Serving:
     """Return what `target` makes of these layers from checkpoints of `exporter`."""
+    weighted = [name for name, layer in layers.items() if layer.chains.get("weight_quantizer")]
+    towers = tower_verdicts(exporter.name, target, weighted)
+    found = [
+        *_verdicts(exporter, layers, target),
+        *(("quantized weights in a vision tower", verdict, names) for verdict, names in towers.items()),
+    ]
     findings = [
         (verdict, f"{target} and {what}: {verdict.status} ({verdict.evidence}); layers {listed(names, 3)}")
-        for what, verdict, names in _verdicts(exporter, layers, target)
+        for what, verdict, names in found
     ]
     return Serving(exporter.name, tuple(findings))
 

@@ -55,6 +55,21 @@ class QuantExperts(QuantModule):
             for name in cls.projections[slot.parameter]:
                 yield f"{expert}.{name}.{kind}"
 
+    @classmethod
+    def disagreement(cls, layer: nn.Module) -> str:
+        """Return how the layer's stacked parameters contradict each other, or an empty string.
+
+        They must have as many experts each, in one dtype and on one device. A class that knows more of its layers
+        says more.
+        """
+        stacks = {slot.parameter: getattr(layer, slot.parameter) for slot in cls.weight_slots()}
+        if len({(stack.shape[0], stack.dtype, stack.device) for stack in stacks.values()}) < 2:
+            return ""
+        return "; ".join(
+            f"{name} has {stack.shape[0]} experts in {str(stack.dtype).removeprefix('torch.')} on {stack.device}"
+            for name, stack in stacks.items()
+        )
+
     def quantized_weights(self) -> dict[str, Tensor]:
         """Return the stacked weights [experts, out, in] by quantizer name."""
         return {slot.quantizer: oriented(self, getattr(self, slot.parameter)) for slot in self.weight_slots()}
