@@ -19,11 +19,13 @@ from octavo.core.errors import ExportError
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.blocks import InMemoryBlocks
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
+from octavo.core.model.expert_layout import with_experts_apart
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.module_names import module_names
 from octavo.core.model.shard_reader import write_manifest
 from octavo.core.model.shards import SafetensorsWriter, verify_shards
-from octavo.core.model.stored_weight import StoredWeight, check_layout
+from octavo.core.model.stored_weight import StoredWeight, check_layout, part_name
+from octavo.core.modules import QuantExperts, quantized_layers
 from octavo.core.packed import PackedTensor
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
@@ -65,6 +67,7 @@ class Spelling:
         write_metadata: Writes the dialect's files, given the layout, the modules' names and the folder.
         warnings: What the checkpoint will not hold, or nobody reads.
         differences: What differs from the peer's bytes beside the quantizers' numbers.
+        stores_stacks: Whether `spell` knows weights that are stacked in one tensor.
     """
 
     exporter: str
@@ -75,6 +78,7 @@ class Spelling:
     write_metadata: Callable[[CheckpointLayout, Mapping[str, str], Path], None]
     warnings: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
+    stores_stacks: bool = False
 
 
 def write_checkpoint(
@@ -91,7 +95,7 @@ def write_checkpoint(
         _write_companions(model, folder, options)
         writer, num_bytes = SafetensorsWriter(folder, options.max_shard_bytes), 0
         with _finalized(model, spelling.exporter, options.target):
-            layout = _layout(model, spelling.weights)
+            layout = _layout(model, spelling)
             modules = module_names(layout.names)
             spelling.write_metadata(layout, modules, folder)
             tensors = _tensors(model, spelling, layout, options.dtype)
@@ -156,15 +160,18 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def _layout(model: nn.Module, weights: Mapping[str, StoredWeight]) -> CheckpointLayout:
-    """Return where every tensor of the model is in checkpoints, quantizer state left out."""
+def _layout(model: nn.Module, spelling: Spelling) -> CheckpointLayout:
+    """Return where every tensor of the model is in the checkpoint, quantizer state left out."""
     modules = model.named_modules(
         remove_duplicate=False
     )  # a shared layer under all of its names, as state dicts
     quantizers = tuple(f"{name}." for name, module in modules if isinstance(module, TensorQuantizer))
     names = [name for name in model.state_dict() if not name.startswith(quantizers)]
-    layout = plugins().checkpoint_layout(model, names)
-    check_layout(weights, layout)
+    experts = {name: type(layer) for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)}
+    layout = with_experts_apart(
+        plugins().checkpoint_layout(model, names), model, experts, lambda name, _: name in spelling.weights
+    )
+    check_layout(spelling.weights, layout, spelling.stores_stacks)
     return layout
 
 
@@ -206,4 +213,4 @@ def _plain_value(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _weight_tensors(spelling: Spelling, weight: StoredWeight, layout: CheckpointLayout) -> NamedTensors:
     for base, packed, is_segment in weight.packed(layout):
         for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.input_scale(weight)}.items():
-            yield f"{base}.{suffix}", tensor
+            yield part_name(base, suffix, packed.spec.is_stacked), tensor
