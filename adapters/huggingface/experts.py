@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from octavo.adapters.huggingface.batched_experts import QuantBatchedExperts, is_batched
 from octavo.core import ops
 from octavo.core.formats import unstacked_chain
 from octavo.core.modules import QuantExperts, WeightSlot
@@ -110,7 +111,9 @@ class QuantUngatedExperts(QuantStackedExperts):
 
 
 def experts_mixin(layer: nn.Module) -> type[QuantExperts] | None:
-    """Return the mixin for a layer of stacked experts that can be run one by one, else None."""
+    """Return the mixin for a layer of stacked experts, else None."""
+    if is_batched(layer):
+        return QuantBatchedExperts
     if not hasattr(layer, "_is_expert_parallel") or getattr(layer, "has_post_expert_norm", False):
         return None
     mixin = QuantGatedExperts if layer.has_gate else QuantUngatedExperts

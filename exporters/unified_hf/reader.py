@@ -130,6 +130,11 @@ class UnifiedHfCheckpoint:
         where, scheme = self._shards.where(names["weight"]), self._schemes[module]
         length = self._metadata.group_size_of(module)
         if module in self._stacks:
+            if scheme.stored_stack is None:
+                raise CheckpointError(
+                    f"{where}: experts in one tensor are read as FP8 or NVFP4, found {scheme.quant_algo}, whose blocks "
+                    "and channels do not follow the inputs there"
+                )
             spec = scheme.weight_with_block(length or _STACK_BLOCK, is_stack=True)
             return unspell_stack(found, spec, self.dtype, where)
         if length is None:
