@@ -167,7 +167,9 @@ def _layout(model: nn.Module, spelling: Spelling) -> CheckpointLayout:
     )  # a shared layer under all of its names, as state dicts
     quantizers = tuple(f"{name}." for name, module in modules if isinstance(module, TensorQuantizer))
     names = [name for name in model.state_dict() if not name.startswith(quantizers)]
-    experts = {name: type(layer) for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)}
+    experts = {
+        name: type(layer) for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)
+    }
     layout = with_experts_apart(
         plugins().checkpoint_layout(model, names), model, experts, lambda name, _: name in spelling.weights
     )

@@ -125,7 +125,10 @@ class Exporter(Protocol):
         """Say whether the engine `target` loads a layer of this format."""
 
     def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
-        """Say whether `target` loads a weight [out, in] of this format, which it joins with others or not."""
+        """Say whether `target` loads a weight [out, in] of this format, which it joins with others or not.
+
+        Stacked experts have the shape [experts, out, in].
+        """
 
     def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
         """Say whether the engine `target` quantizes keys and values in this format."""

@@ -75,9 +75,9 @@ def model_serving(model: nn.Module, target: str) -> Serving:
     layers: dict[str, ServedLayer] = {}
     for name, layer in quantized_layers(model):
         if specs := active_specs(layer):
-            shapes = {
-                q: tuple(weight.shape) for q, weight in layer.quantized_weights().items() if weight.dim() == 2
-            }
+            stacked = {slot.quantizer for slot in layer.weight_slots() if slot.is_stacked}
+            weights = layer.quantized_weights().items()
+            shapes = {q: tuple(weight.shape) for q, weight in weights if weight.dim() == 2 or q in stacked}
             layers |= served_parts(name, type(layer), specs, shapes, name in fused)
     served = best_serving(layers, target)
     if served.status == "refused":

@@ -81,9 +81,7 @@ class StoredWeight:
         return found
 
 
-def check_layout(
-    weights: Mapping[str, StoredWeight], layout: CheckpointLayout, stores_stacks: bool
-) -> None:
+def check_layout(weights: Mapping[str, StoredWeight], layout: CheckpointLayout, stores_stacks: bool) -> None:
     """Refuse stacked weights that a checkpoint holds in one tensor, where the dialect has no form for it.
 
     Raises:

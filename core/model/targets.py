@@ -22,7 +22,7 @@ class ServedLayer:
 
     Attributes:
         chains: The formats that each of its quantizers applies in turn, by the quantizer's short name.
-        shape: Shape [out, in] of its weight on one rank, or None where it has no such matrix.
+        shape: Shape [out, in] of its weight on one rank, [experts, out, in] of all of a stack, or None.
         is_fused: The engine joins it with its neighbours (q/k/v, gate/up).
         is_linear: It multiplies with its weight, as all layers do whose quantized weights checkpoints store.
     """
@@ -102,7 +102,8 @@ def check_target(target: str) -> None:
 def best_serving(layers: Mapping[str, ServedLayer], target: str) -> Serving:
     """Return what `target` makes of these layers, from the exporter whose checkpoints it loads best.
 
-    A checkpoint has one dialect, so exporters are compared by their worst verdict; the peer's dialect wins ties.
+    A checkpoint has one dialect, so exporters are compared by their worst verdict; where the engine refuses both, one
+    that has something it loads is what the refusal is about. The peer's dialect wins ties.
 
     Raises:
         ConfigError: the target is unknown.
@@ -113,7 +114,7 @@ def best_serving(layers: Mapping[str, ServedLayer], target: str) -> Serving:
         nobody = Verdict("unknown", "no plugin that is loaded has an exporter")
         return Serving("", ((nobody, f"{target}: {nobody.status} ({nobody.evidence})"),))
     servings = [serving(plugins().exporter(name), layers, target) for name in names]
-    return min(servings, key=lambda one: _BEST_FIRST.index(one.status))
+    return min(servings, key=lambda one: (_BEST_FIRST.index(one.status), not one.sentences("loads")))
 
 
 def serving(exporter: Exporter, layers: Mapping[str, ServedLayer], target: str) -> Serving:

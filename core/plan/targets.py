@@ -68,8 +68,10 @@ def _rank_shape(
 ) -> tuple[int, ...] | None:
     """Return the shape of the part of a weight matrix that one of `tp` ranks holds."""
     shape = layer.site.quantized.quantizer_shape(layer.site.layer, quantizer)
-    if quantizer not in layer.quantizers or shape is None or len(shape) != 2:
+    if quantizer not in layer.quantizers or shape is None or len(shape) not in (2, 3):
         return None
+    if len(shape) == 3:  # stacked experts, however an engine divides them
+        return shape if layer.site.is_stacked(quantizer) else None
     rows, columns = shape
     if description is not None and layer.site.name in description.column_parallel:
         return rows // split_parts(layer.site.name, description, tp), columns

@@ -93,7 +93,7 @@ def _check_stacks(weights: dict[str, StoredWeight], found: dict[str, Scheme]) ->
     if unknown:
         known = ", ".join(scheme.quant_algo for scheme in schemes() if scheme.stored_stack is not None)
         raise ExportError(
-            f"checkpoints hold the experts of {listed(unknown, 2)} in one tensor, which this dialect stores as {known}; "
+            f"checkpoints hold the experts of {listed(unknown, 2)} in one tensor, stored in this dialect as {known}; "
             f"found {listed(sorted({found[name].quant_algo for name in unknown}))}. Leave the experts out "
             "({'quantizer_name': '*.experts.*', 'enable': False}), or use another format"
         )

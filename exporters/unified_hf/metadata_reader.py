@@ -60,7 +60,7 @@ class Metadata:
         return (self._layer(module) or {}).get("group_size") or self.group_size
 
     def _layer(self, module: str) -> Mapping[str, Any] | None:
-        """Return what is said of a layer, or of the one that it is in: experts go by their common module."""
+        """Return what is said of a layer, or of the one that it is in: experts may go by a common module."""
         while module and module not in self.layers:
             module = module.rpartition(".")[0]
         return self.layers.get(module)

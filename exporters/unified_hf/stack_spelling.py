@@ -34,7 +34,9 @@ def unspell_stack(
     check_parts(tensors, spec, where)
     codes = tensors["weight"]
     if codes.dim() != 3:
-        raise CheckpointError(f"{where} must have the dims experts, in, out; found shape {tuple(codes.shape)}")
+        raise CheckpointError(
+            f"{where} must have the dims experts, in, out; found shape {tuple(codes.shape)}"
+        )
     payload = codes.view(torch.uint8).transpose(-1, -2).contiguous()
     experts, rows, length = payload.shape
     shape = (experts, rows, length * 8 // spec.element_type.bits)

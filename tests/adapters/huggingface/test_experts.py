@@ -33,7 +33,9 @@ def experts_of(model: nn.Module) -> dict[str, QuantExperts]:
     return {name: layer for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)}
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "gpt_oss", "granitemoe", "phimoe", "llama4_text"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen3_moe", "mixtral", "gpt_oss", "granitemoe", "phimoe", "llama4_text"]
+)
 def test_with_quantizers_off_the_logits_are_those_of_the_plain_model(model_type: str) -> None:
     """Transposed, interleaved and biased experts (gpt-oss) and plain ones, in transformers' eager order."""
     model = moe(model_type)
