@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.finalize import finalized, finalized_for, target_differences
 from octavo.core.console import say
-from octavo.core.errors import ExportError
+from octavo.core.errors import ExportError, listed
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.blocks import InMemoryBlocks
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
@@ -95,7 +95,7 @@ def write_checkpoint(
         _write_companions(model, folder, options)
         writer, num_bytes = SafetensorsWriter(folder, options.max_shard_bytes), 0
         with _finalized(model, spelling.exporter, options.target):
-            layout = _layout(model, spelling)
+            layout, untried = _layout(model, spelling)
             modules = module_names(layout.names)
             spelling.write_metadata(layout, modules, folder)
             tensors = _tensors(model, spelling, layout, options.dtype)
@@ -107,13 +107,12 @@ def write_checkpoint(
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
         _check_readable(folder, spelling.exporter)
-    for warning in spelling.warnings:
+    warnings = (*spelling.warnings, *_untried_experts(untried, options.target))
+    for warning in warnings:
         say(f"warning: {warning}", options.quiet)
     for difference in differences:
         say(f"for {options.target}: {difference}", options.quiet)
-    return ExportReport(
-        export_dir, len(manifest), num_bytes, spelling.warnings, spelling.exporter, differences
-    )
+    return ExportReport(export_dir, len(manifest), num_bytes, warnings, spelling.exporter, differences)
 
 
 def left_out_modules(model: nn.Module, weights: Mapping[str, StoredWeight]) -> list[str]:
@@ -160,8 +159,19 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def _layout(model: nn.Module, spelling: Spelling) -> CheckpointLayout:
-    """Return where every tensor of the model is in the checkpoint, quantizer state left out."""
+def _untried_experts(names: Sequence[str], target: str | None) -> Iterator[str]:
+    if target is not None and names:
+        yield (
+            f"the framework's checkpoints hold the experts of {listed(names, 2)} in one tensor; whether {target} loads "
+            "their quantized form was never tried"
+        )
+
+
+def _layout(model: nn.Module, spelling: Spelling) -> tuple[CheckpointLayout, list[str]]:
+    """Return where every tensor of the model is in the checkpoint, quantizer state left out.
+
+    Also quantized experts that the framework's checkpoints hold in one tensor.
+    """
     modules = model.named_modules(
         remove_duplicate=False
     )  # a shared layer under all of its names, as state dicts
@@ -170,11 +180,11 @@ def _layout(model: nn.Module, spelling: Spelling) -> CheckpointLayout:
     experts = {
         name: type(layer) for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)
     }
-    layout = with_experts_apart(
-        plugins().checkpoint_layout(model, names), model, experts, lambda name, _: name in spelling.weights
-    )
+    framework = plugins().checkpoint_layout(model, names)
+    layout = with_experts_apart(framework, model, experts, lambda name, _: name in spelling.weights)
     check_layout(spelling.weights, layout, spelling.stores_stacks)
-    return layout
+    stacked = [name for name, weight in spelling.weights.items() if weight.slot.is_stacked]
+    return layout, [name for name in stacked if name in framework.names]
 
 
 def _tensors(

@@ -137,3 +137,14 @@ def test_vllm_takes_no_int8_experts_with_one_input_scale(tmp_path: Path) -> None
         ExportError, match=r"int8 channel0 of shape \[4, 1536, 64\].*experts' inputs .* per token"
     ):
         written("qwen3_moe", octavo.INT8_DEFAULT_CFG, tmp_path / "out", target="vllm")
+
+
+def test_experts_that_no_engine_was_seen_to_load_are_named(tmp_path: Path) -> None:
+    model = octavo.quantize(plain("gpt_oss"), octavo.FP8_DEFAULT_CFG, [tokens()], quiet=True)
+
+    report = octavo.export_hf_checkpoint(model, export_dir=tmp_path / "out", quiet=True, target="vllm")
+
+    assert (
+        f"{GPT_OSS} in one tensor; whether vllm loads their quantized form was never tried"
+        in report.warnings[-1]
+    )
