@@ -8,10 +8,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from octavo.adapters.huggingface.batched_experts import QuantBatchedExperts, is_batched
 from octavo.core import ops
 from octavo.core.formats import unstacked_chain
 from octavo.core.modules import QuantExperts, WeightSlot
-from octavo.core.modules.experts import oriented
 
 
 class QuantStackedExperts(QuantExperts):
@@ -33,9 +33,7 @@ class QuantStackedExperts(QuantExperts):
         if found := super().disagreement(layer):
             return found
         names = list(cls.projections)
-        (experts, rows, hidden), (_, out, width) = (
-            oriented(layer, getattr(layer, name)).shape for name in names
-        )
+        (experts, rows, hidden), (_, out, width) = (cls.oriented(layer, name).shape for name in names)
         if experts != layer.num_experts:
             return f"they have {experts} experts and the layer routes to {layer.num_experts}"
         expected = 2 * width if layer.has_gate else width
@@ -130,7 +128,9 @@ class QuantUngatedExperts(QuantStackedExperts):
 
 
 def experts_mixin(layer: nn.Module) -> type[QuantExperts] | None:
-    """Return the mixin for a layer of stacked experts that can be run one by one, else None."""
+    """Return the mixin for a layer of stacked experts, else None."""
+    if is_batched(layer):
+        return QuantBatchedExperts
     if not hasattr(layer, "_is_expert_parallel") or getattr(layer, "has_post_expert_norm", False):
         return None
     mixin = QuantGatedExperts if layer.has_gate else QuantUngatedExperts

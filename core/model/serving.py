@@ -80,10 +80,11 @@ def model_serving(model: nn.Module, target: str) -> Serving:
     layers: dict[str, ServedLayer] = {}
     for name, layer in quantized_layers(model):
         if specs := active_specs(layer):
+            stacked = {slot.quantizer for slot in layer.weight_slots() if slot.is_stacked}
             shapes = {
                 q: _shapes(name, weight, description)
                 for q, weight in layer.quantized_weights().items()
-                if weight.dim() == 2
+                if weight.dim() == 2 or q in stacked
             }
             layers |= served_parts(name, type(layer), specs, shapes, name in fused)
     served = best_serving(layers, target)
