@@ -5,7 +5,7 @@ Run: python benchmarks/moe_cost.py [--json] [--repeats N]
 A random fp32 Qwen3-MoE of 4 layers, hidden 128, 128 experts of width 64, top 8; 4 batches of 4 x 256 tokens. A
 calibration runs expert by expert, as transformers' eager implementation does, and the pass with transformers' grouped
 kernel is shown beside that. Correctness is checked first: every count of tokens and every scale must equal a direct
-computation's.
+computation's. Quantizer modules are counted, too: all of them, and those that are on.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def main() -> None:
     base, batches = moe(), data()
     check(base, batches)
     rows = measure(base, batches, options.repeats)
+    quantizers = count_quantizers(base, batches[:1])
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({"cost": rows, "quantizers": quantizers}, indent=2))
         return
     table = Table(title="FP8 of a 128-expert fp32 Qwen3-MoE, 16 x 256 tokens, one thread")
     for column in ("plain passes by", "passes", "CPU s of quantize", "CPU s of a pass"):
@@ -53,6 +54,8 @@ def main() -> None:
         numbers = (f"{row[name]:.2f}" for name in ("passes", "cpu_seconds", "plain_cpu_seconds"))
         table.add_row(row["experts"], *numbers)
     Console().print(table)
+    for part, (total, enabled) in quantizers.items():
+        print(f"{part}: {total} quantizer modules, of which {enabled} are on")
 
 
 def moe() -> Any:
@@ -168,6 +171,17 @@ def measure(base: Any, batches: list[Tensor], repeats: int) -> list[dict[str, An
         }
         for name in IMPLEMENTATIONS
     ]
+
+
+def count_quantizers(base: nn.Module, batches: list[Tensor]) -> dict[str, tuple[int, int]]:
+    """Return (all, those that are on) of the quantizer modules in one decoder block and in its experts' module."""
+    model = octavo.quantize(copy.deepcopy(base), octavo.FP8_DEFAULT_CFG, batches, quiet=True)
+    counts = {}
+    for part, name in (("decoder block", "model.layers.0"), ("its experts", "model.layers.0.mlp.experts")):
+        modules = model.get_submodule(name).modules()
+        found = [module for module in modules if isinstance(module, octavo.TensorQuantizer)]
+        counts[part] = len(found), sum(quantizer.enabled for quantizer in found)
+    return counts
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Run: python examples/hf_ptq.py [--pyt_ckpt_path MODEL_DIR] [--qformat fp8] [--kv_cache_qformat fp8] [--export_path OUT]
 Without a model: the bundled one. --dataset takes a text file, a .jsonl file, or a data set's name for `datasets`.
+Flags of that script that are not available are refused by name; --help lists them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,32 @@ QFORMATS = {
     "mxfp6": "MXFP6_DEFAULT_CFG",
     "mxfp4": "MXFP4_DEFAULT_CFG",
 }
+# Flags of that script for what this version of Octavo does not do.
+NOT_AVAILABLE = {
+    "a search of formats": ("auto_quantize_bits", "auto_quantize_method", "auto_quantize_checkpoint"),
+    "AWQ": ("awq_block_size",),
+    "sparsity": ("sparsity_fmt",),
+    "calibration with images": ("vlm", "calib_with_images"),
+    "speculative decoding": ("specdec_offline_dataset",),
+    "a share of experts to calibrate": ("moe_calib_experts_ratio",),
+    "another export": ("vllm_fakequant_export", "cast_mxfp4_to_nvfp4", "inference_pipeline_parallel"),
+    "models that do not fit into memory": (
+        "low_memory_mode", "cpu_offload", "offload_folder", "use_fsdp2", "use_seq_device_map",
+        "gpu_max_mem_percentage", "max_gpu_memory_gb", "max_cpu_memory_gb",
+    ),
+    "logging to MLflow": ("mlflow", "mlflow_experiment", "mlflow_tracking_uri", "mlflow_run_name"),
+}  # fmt: skip
 KV_CACHE_QFORMATS = {"none": (), "fp8": ("FP8_KV_CFG",), "nvfp4": ("NVFP4_KV_CFG",)}
+
+
+class Refused(argparse.Action):
+    """A flag that ends the script: its help says why."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, flag: str | None = None
+    ) -> None:
+        """Exit with status 2."""
+        parser.error(f"{flag}: {self.help}")
 
 
 def main() -> None:
@@ -49,7 +75,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--pyt_ckpt_path", default=str(DATA / "stories260k"))
     parser.add_argument("--qformat", choices=QFORMATS, default="fp8")
@@ -59,20 +85,33 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--calib_seq", type=int, default=512, help="tokens per sample")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--export_path", type=Path, default=Path("exported_model"))
+    parser.add_argument("--export_fmt", choices=["hf"], default="hf")
+    parser.add_argument("--inference_tensor_parallel", type=int, default=1, help="checked before any work")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attn_implementation", help="of transformers")
     parser.add_argument("--trust_remote_code", action="store_true")
+    parser.add_argument("--skip_generate", action="store_true", help="always: nothing is generated here")
+    for what, flags in NOT_AVAILABLE.items():
+        for flag in flags:
+            parser.add_argument(f"--{flag}", nargs="*", action=Refused, help=f"not available: {what}")
     return parser.parse_args()
 
 
 def quantize_and_export(options: argparse.Namespace) -> None:
     trust = options.trust_remote_code
-    model = AutoModelForCausalLM.from_pretrained(options.pyt_ckpt_path, dtype="auto", trust_remote_code=trust)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.pyt_ckpt_path,
+        dtype="auto",
+        trust_remote_code=trust,
+        attn_implementation=options.attn_implementation,
+    ).to(options.device)
     tokenizer = AutoTokenizer.from_pretrained(options.pyt_ckpt_path, trust_remote_code=trust)
     config = octavo.merge_configs(QFORMATS[options.qformat], *KV_CACHE_QFORMATS[options.kv_cache_qformat])
     batches = octavo.text_batches(
         tokenizer, options.dataset, options.calib_size, options.calib_seq, options.batch_size
     )
 
-    octavo.quantize(model, config, batches)
+    octavo.quantize(model, config, batches, tp=options.inference_tensor_parallel)
     report = octavo.export_hf_checkpoint(model, export_dir=options.export_path, tokenizer=tokenizer)
 
     print(f"{report.directory}: {report.num_tensors} tensors, {report.num_bytes / 1e6:.2f} MB")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from octavo.adapters.huggingface.batched_experts import QuantBatchedExperts, is_batched
 from octavo.core import ops
 from octavo.core.formats import unstacked_chain
 from octavo.core.modules import QuantExperts, WeightSlot
@@ -25,6 +26,23 @@ class QuantStackedExperts(QuantExperts):
     has_gate: bool
     act_fn: Any
     _apply_gate: Any
+
+    @classmethod
+    def disagreement(cls, layer: Any) -> str:
+        """Return how the layer's parameters contradict each other or the number of experts that it routes to."""
+        if found := super().disagreement(layer):
+            return found
+        names = list(cls.projections)
+        (experts, rows, hidden), (_, out, width) = (cls.oriented(layer, name).shape for name in names)
+        if experts != layer.num_experts:
+            return f"they have {experts} experts and the layer routes to {layer.num_experts}"
+        expected = 2 * width if layer.has_gate else width
+        if (rows, hidden) == (expected, out):
+            return ""
+        return (
+            f"{names[0]} maps {hidden} values to {rows} and {names[1]} maps {width} to {out}; expected {names[0]} to "
+            f"map {out} to {expected}"
+        )
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Return the weighted sum of the chosen experts' outputs, [tokens, hidden].
@@ -110,7 +128,9 @@ class QuantUngatedExperts(QuantStackedExperts):
 
 
 def experts_mixin(layer: nn.Module) -> type[QuantExperts] | None:
-    """Return the mixin for a layer of stacked experts that can be run one by one, else None."""
+    """Return the mixin for a layer of stacked experts, else None."""
+    if is_batched(layer):
+        return QuantBatchedExperts
     if not hasattr(layer, "_is_expert_parallel") or getattr(layer, "has_post_expert_norm", False):
         return None
     mixin = QuantGatedExperts if layer.has_gate else QuantUngatedExperts

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from octavo.core.errors import listed
 from octavo.core.modules import QuantExperts, quantized_layers
+from octavo.core.quantizers import TensorQuantizer
 
 _EXPERT = re.compile(r"(?P<experts>.*\bexperts)\.(?P<index>\d+)\.(?P<own>.*)")
 # The scale that the peer gives an expert of which nothing at all is known.
@@ -47,7 +49,8 @@ def tokens_per_expert(model: nn.Module) -> dict[str, Tensor]:
 def amax_of_unrouted(seen: Mapping[str, Tensor], unseen: list[str], model: nn.Module) -> dict[str, Tensor]:
     """Return maxima for input quantizers of experts, each a layer of its own, that no token was routed to.
 
-    The largest of the other experts' inputs; without any, the expert's own weight; else 0.5 (ModelOpt's rule).
+    The largest of the other experts' inputs (where scales are per feature: of experts as wide); without any, the
+    expert's own weight; else 0.5 (ModelOpt's rule).
 
     Args:
         seen: Maxima of the quantizers that data reached, by name.
@@ -60,8 +63,13 @@ def amax_of_unrouted(seen: Mapping[str, Tensor], unseen: list[str], model: nn.Mo
         if match is None:
             continue
         pattern = re.compile(rf"{re.escape(match['experts'])}\.\d+\.{re.escape(match['own'])}")
-        others = [amax for other, amax in seen.items() if pattern.fullmatch(other)]
-        found[name] = torch.stack(others).amax(0) if others else _weight_amax(model, name)
+        own = cast(TensorQuantizer, model.get_submodule(name)).state_tensors()[0]  # on the expert's device
+        others = [
+            amax.to(own.device)
+            for other, amax in seen.items()
+            if pattern.fullmatch(other) and amax.shape == own.shape  # experts of other widths tell nothing
+        ]
+        found[name] = torch.stack(others).amax(0) if others else _weight_amax(model, name).expand(own.shape)
     return found
 
 

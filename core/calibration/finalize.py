@@ -22,7 +22,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Dialect
 from octavo.core.model.targets import check_target
 from octavo.core.modes.record import last_record
-from octavo.core.modules import QuantModule, quantized_layers, tensor_quantizers
+from octavo.core.modules import QuantExperts, QuantModule, quantized_layers, tensor_quantizers
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
 
@@ -155,6 +155,7 @@ def _apply(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) 
     _turn_off(model, dialect)
     _respecify_weights(model, dialect)
     _share_scales(model, dialect, groups)
+    _share_in_stacks(model, dialect)
     _fit_weight_scales(model, dialect)
     _recover_activations(model, dialect)
 
@@ -172,16 +173,27 @@ def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:
         for slot in layer.weight_slots():
             weight, inputs = _stage(layer, slot.quantizer), _stage(layer, slot.inputs)
             if weight is not None and weight.spec is not None:
-                spec = dialect.weight_spec(
-                    weight.spec.unstacked(), inputs.spec if inputs is not None else None
-                )
-                weight.respecify(spec.stacked() if slot.is_stacked else spec)
+                calibrated = weight.spec if _is_in_one_tensor(layer) else weight.spec.unstacked()
+                spec = dialect.weight_spec(calibrated, inputs.spec if inputs is not None else None)
+                weight.respecify(spec.stacked() if slot.is_stacked and not spec.is_stacked else spec)
 
 
 def _share_scales(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:
     layers = dict(quantized_layers(model))
     for group in groups:
         _share(dialect, [layers[name] for name in group if name in layers])
+
+
+def _share_in_stacks(model: nn.Module, dialect: Dialect) -> None:
+    """Share scales among the weights that a checkpoint holds in one tensor."""
+    for layer in [layer for _, layer in quantized_layers(model) if _is_in_one_tensor(layer)]:
+        for name, weight in layer.quantized_weights().items():
+            quantizer = _stage(layer, name)
+            if quantizer is not None and quantizer.spec is not None and _has_state(quantizer):
+                state = quantizer.named_state()
+                for shared in dialect.shared_state([quantizer.spec], [tuple(weight.shape)]):
+                    state[shared] = state[shared].amax(0, keepdim=True).expand_as(state[shared])
+                quantizer.set_state(**state)
 
 
 def _fit_weight_scales(model: nn.Module, dialect: Dialect) -> None:
@@ -218,6 +230,10 @@ def _share(dialect: Dialect, layers: Sequence[QuantModule]) -> None:
         shared = {n: torch.stack([getattr(q, n) for q in quantizers]).amax(0) for n in names}
         for quantizer in quantizers:
             quantizer.set_state(**{**quantizer.named_state(), **shared})
+
+
+def _is_in_one_tensor(layer: QuantModule) -> bool:
+    return isinstance(layer, QuantExperts) and layer.is_in_one_tensor(layer)
 
 
 def _has_state(quantizer: TensorQuantizer) -> bool:

@@ -19,7 +19,7 @@ from octavo.core.console import say
 from octavo.core.errors import ConfigError, ModeError, PlanError, listed
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, class_key, quantized_layers
-from octavo.core.plan.checks import block_problems, state_problems
+from octavo.core.plan.checks import block_problems, state_problems, tied_problems
 from octavo.core.plan.settings import LayerSetting, StageSetting, stage_setting
 from octavo.core.plan.sites import Site
 from octavo.core.plan.unmatched import describe_unmatched, is_surprising, unmatched_rules
@@ -43,7 +43,7 @@ def set_quantizer_by_cfg(model: nn.Module, quant_cfg: Any, quiet: bool = False) 
     Raises:
         ConfigError: an entry is wrong, or does not fit a quantizer; it is named. Nothing was changed.
         UnsupportedError: an attribute is not available.
-        PlanError: a format does not fit a layer's shape.
+        PlanError: a format does not fit a layer's shape, or a weight is tied to another module's.
         ModeError: the model is not quantized or is finalized for a dialect, or an entry would change the quantizer of
             a weight that is folded.
     """
@@ -215,9 +215,10 @@ def _apply(model: nn.Module, decided: Sequence[_Decided]) -> None:
     """Make all quantizers as decided; nothing is changed where one of them cannot be."""
     changed = [decision for decision in decided if decision.stages]
     formats = [decision.layer for decision in changed if decision.is_new]
-    problems = [*block_problems(formats), *state_problems(formats)]
+    turned_on = [decision.layer for decision in changed if decision.changes_values and any(decision.enabled)]
+    problems = [*block_problems(formats), *state_problems(formats), *tied_problems(model, turned_on)]
     if problems:
-        raise PlanError(f"{len(problems)} formats do not fit; nothing was changed: {listed(problems)}")
+        raise PlanError(f"{len(problems)} quantizers do not fit; nothing was changed: {listed(problems)}")
     if any(d.quantizer in d.module.quantized_weights() and d.changes_values for d in changed):
         check_not_folded(model, "change its weight quantizers")
     for decision in changed:

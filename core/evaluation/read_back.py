@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.layer_records import attach_described, describe_quantizers
 from octavo.core.errors import CheckpointError, listed
-from octavo.core.model.checkpoint_layout import Place
+from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
+from octavo.core.model.expert_layout import with_experts_apart
 from octavo.core.model.exporter import Exporter, InputState, QuantizedCheckpoint
 from octavo.core.model.module_names import module_names
 from octavo.core.modes.record import ModeRecord, set_history
@@ -48,7 +49,7 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
         CheckpointError, UnsupportedError: as in `load_quantized`.
     """
     stored = checkpoint.activations()
-    places = plugins().checkpoint_layout(model, list(model.state_dict())).places()
+    places = _layout(model, checkpoint).places()
     _load_weights(model, checkpoint, places)
     activations = _activations_of(model, checkpoint, stored, places)
     attach_described(model, _described(model, activations))
@@ -58,6 +59,14 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
     state = {"layers": describe_quantizers(model), "same_input": []}
     set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(checkpoint.directory)}, state),))
     return model
+
+
+def _layout(model: nn.Module, checkpoint: QuantizedCheckpoint) -> CheckpointLayout:
+    layout = plugins().checkpoint_layout(model, list(model.state_dict()))
+    experts = plugins().expert_layers(model)
+    return with_experts_apart(
+        layout, model, experts, lambda _, matrix: matrix.removesuffix(".weight") in checkpoint.layers
+    )
 
 
 def exporter_of(directory: Path) -> Exporter:
@@ -99,10 +108,10 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, places: Map
 
 
 def _weight_of(model: nn.Module, name: str, packed: PackedTensor) -> Tensor:
-    """Return the values of a quantized weight [out, in] the way round in which its layer holds them."""
+    """Return the values of a quantized weight [..., out, in] the way round in which its layer holds them."""
     quantized = quantized_class(type(model.get_submodule(name.rpartition(".")[0])))
-    is_transposed = quantized is not None and quantized.weight_is_transposed
-    return packed.dequantize().t() if is_transposed else packed.dequantize()
+    is_transposed = packed.spec.is_stacked or (quantized is not None and quantized.weight_is_transposed)
+    return packed.dequantize().transpose(-1, -2) if is_transposed else packed.dequantize()
 
 
 def _copy(name: str, target: Tensor, tensor: Tensor, directory: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from octavo.core.calibration.finalize import finalized, target_differences
 from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
-from octavo.core.errors import ExportError
+from octavo.core.errors import ExportError, listed
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.blocks import InMemoryBlocks
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
+from octavo.core.model.expert_layout import with_experts_apart
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.module_names import module_names
 from octavo.core.model.shard_reader import write_manifest
 from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
-from octavo.core.model.stored_weight import StoredWeight, check_layout
+from octavo.core.model.stored_weight import StoredWeight, check_layout, part_name
+from octavo.core.modules import QuantExperts, quantized_layers
 from octavo.core.packed import PackedTensor
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
@@ -68,6 +70,7 @@ class Spelling:
         write_metadata: Writes the dialect's files, given the layout, the modules' names and the folder.
         warnings: What the checkpoint will not hold, or nobody reads.
         differences: What differs from the peer's bytes beside the quantizers' numbers.
+        stores_stacks: Whether `spell` knows weights that are stacked in one tensor.
     """
 
     exporter: str
@@ -78,6 +81,7 @@ class Spelling:
     write_metadata: Callable[[CheckpointLayout, Mapping[str, str], Path], None]
     warnings: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
+    stores_stacks: bool = False
 
 
 def write_checkpoint(
@@ -94,7 +98,7 @@ def write_checkpoint(
         _write_companions(model, folder, options)
         writer, num_bytes, errors = SafetensorsWriter(folder, options.max_shard_bytes), 0, WeightErrors()
         with _finalized(model, spelling.exporter, options.target):
-            layout = _layout(model, spelling.weights)
+            layout, untried = _layout(model, spelling)
             modules = module_names(layout.names)
             spelling.write_metadata(layout, modules, folder)
             tensors = _tensors(model, spelling, layout, options.dtype, errors)
@@ -106,12 +110,11 @@ def write_checkpoint(
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
         _check_readable(folder, spelling.exporter)
-        report = ExportReport(
-            export_dir, len(manifest), num_bytes, spelling.warnings, spelling.exporter, differences
-        )
+        warnings = (*spelling.warnings, *_untried_experts(untried, options.target))
+        report = ExportReport(export_dir, len(manifest), num_bytes, warnings, spelling.exporter, differences)
         left_out = left_out_modules(model, spelling.weights)
         write_report(folder, run_report(model, spelling.weights, errors.sqnr(), report, left_out))
-    for warning in spelling.warnings:
+    for warning in warnings:
         say(f"warning: {warning}", options.quiet)
     for difference in differences:
         say(f"for {options.target}: {difference}", options.quiet)
@@ -162,16 +165,32 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def _layout(model: nn.Module, weights: Mapping[str, StoredWeight]) -> CheckpointLayout:
-    """Return where every tensor of the model is in checkpoints, quantizer state left out."""
+def _untried_experts(names: Sequence[str], target: str | None) -> Iterator[str]:
+    if target is not None and names:
+        yield (
+            f"the framework's checkpoints hold the experts of {listed(names, 2)} in one tensor; whether {target} loads "
+            "their quantized form was never tried"
+        )
+
+
+def _layout(model: nn.Module, spelling: Spelling) -> tuple[CheckpointLayout, list[str]]:
+    """Return where every tensor of the model is in the checkpoint, quantizer state left out.
+
+    Also quantized experts that the framework's checkpoints hold in one tensor.
+    """
     modules = model.named_modules(
         remove_duplicate=False
     )  # a shared layer under all of its names, as state dicts
     quantizers = tuple(f"{name}." for name, module in modules if isinstance(module, TensorQuantizer))
     names = [name for name in model.state_dict() if not name.startswith(quantizers)]
-    layout = plugins().checkpoint_layout(model, names)
-    check_layout(weights, layout)
-    return layout
+    experts = {
+        name: type(layer) for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)
+    }
+    framework = plugins().checkpoint_layout(model, names)
+    layout = with_experts_apart(framework, model, experts, lambda name, _: name in spelling.weights)
+    check_layout(spelling.weights, layout, spelling.stores_stacks)
+    stacked = [name for name, weight in spelling.weights.items() if weight.slot.is_stacked]
+    return layout, [name for name in stacked if name in framework.names]
 
 
 def _tensors(
@@ -218,4 +237,4 @@ def _weight_tensors(
 ) -> NamedTensors:
     for base, packed, is_segment in weight.packed(layout, errors):
         for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.input_scale(weight)}.items():
-            yield f"{base}.{suffix}", tensor
+            yield part_name(base, suffix, packed.spec.is_stacked), tensor

@@ -74,7 +74,10 @@ class Dialect(Protocol):
     name: str
 
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
-        """Return the format in which the dialect stores a weight that was calibrated as `weight`."""
+        """Return the format in which the dialect stores a weight that was calibrated as `weight`.
+
+        A stacked format stands for weights that a checkpoint holds in one tensor.
+        """
 
     def weight_state(
         self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
@@ -82,7 +85,10 @@ class Dialect(Protocol):
         """Return the state whose scales the dialect can store, for a weight of `dtype` in the stored format."""
 
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
-        """Return which state tensors the weights of layers with a common input share, by their maximum."""
+        """Return which state tensors the weights of layers with a common input share, by their maximum.
+
+        A single stacked format asks which ones the weights of that stack share, in one tensor.
+        """
 
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does; finalizing turns it off if not."""
@@ -119,7 +125,10 @@ class Exporter(Protocol):
         """Say whether the engine `target` loads a layer of this format."""
 
     def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
-        """Say whether `target` loads a weight [out, in] of this format, which it joins with others or not."""
+        """Say whether `target` loads a weight [out, in] of this format, which it joins with others or not.
+
+        Stacked experts have the shape [experts, out, in].
+        """
 
     def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
         """Say whether the engine `target` quantizes keys and values in this format."""

@@ -14,6 +14,7 @@ from octavo.core.model.description import ModelDescription
 from octavo.core.model.exporter import Dialect
 from octavo.core.model.fused import fused_names
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
+from octavo.core.model.tied import sharing_names
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, quantized_layers
 from octavo.core.plugins import plugins
@@ -33,7 +34,8 @@ def check_exportable(model: nn.Module) -> None:
 
     Raises:
         ModeError: it is not quantized, or its weights are folded.
-        ExportError: a static quantizer was never calibrated, or it was itself read from a quantized checkpoint.
+        ExportError: a static quantizer was never calibrated, it was itself read from a quantized checkpoint, or a
+            quantized weight was tied to another module's since.
     """
     record = last_record(model, "quantize")
     if record is None:
@@ -49,6 +51,7 @@ def check_exportable(model: nn.Module) -> None:
         raise ExportError(
             f"{len(waiting)} quantizers were never calibrated: {listed(waiting)}; run octavo.calibrate with data first"
         )
+    _check_untied(model)
 
 
 def unstored_quantizers(model: nn.Module, dialect: Dialect) -> Iterator[str]:
@@ -77,10 +80,11 @@ def model_serving(model: nn.Module, target: str) -> Serving:
     layers: dict[str, ServedLayer] = {}
     for name, layer in quantized_layers(model):
         if specs := active_specs(layer):
+            stacked = {slot.quantizer for slot in layer.weight_slots() if slot.is_stacked}
             shapes = {
                 q: _shapes(name, weight, description)
                 for q, weight in layer.quantized_weights().items()
-                if weight.dim() == 2
+                if weight.dim() == 2 or q in stacked
             }
             layers |= served_parts(name, type(layer), specs, shapes, name in fused)
     served = best_serving(layers, target)
@@ -97,3 +101,17 @@ def _shapes(name: str, weight: Tensor, description: ModelDescription | None) -> 
     if segments is None:
         return (tuple(weight.shape),)
     return tuple((segments.num_rows(role), weight.shape[-1]) for role in segments.rows_per_group)
+
+
+def _check_untied(model: nn.Module) -> None:
+    """Refuse a weight that was tied after it was quantized: checkpoints hold tied weights once, in one format."""
+    sharing = sharing_names(model)
+    for layer_name, layer in quantized_layers(model):
+        specs = active_specs(layer)
+        for slot in layer.weight_slots():
+            name = f"{layer_name}.{slot.parameter}".removeprefix(".")
+            if name in sharing and slot.quantizer in specs:
+                raise ExportError(
+                    f"{name} is quantized, and was tied to {listed(sharing[name])} since; a checkpoint would hold "
+                    "one of them. Give it a parameter of its own, or disable its quantizer (octavo.disable_quantizer)"
+                )

@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.core.errors import ExportError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_layout import CheckpointLayout
-from octavo.core.modules import QuantModule, WeightSlot
+from octavo.core.modules import QuantExperts, QuantModule, WeightSlot
 from octavo.core.packed import PackedTensor
 from octavo.core.report.weight_error import WeightErrors
 
@@ -48,21 +48,29 @@ class StoredWeight:
         weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
         return self.layer.quantizers()[self.slot.quantizer].stages()[0].scaled(weight)
 
+    @property
+    def is_in_one_tensor(self) -> bool:
+        """Whether the weight is a stack that checkpoints hold in one tensor."""
+        return isinstance(self.layer, QuantExperts) and self.layer.is_in_one_tensor(self.layer)
+
     def packed(
         self, layout: CheckpointLayout, errors: WeightErrors
     ) -> Iterator[tuple[str, PackedTensor, bool]]:
         """Yield (checkpoint name of the module, codes and scales, whether they are a segment of an expert's rows).
+
+        A stack that is in one tensor keeps the parameter's name, and has a stacked format.
 
         Args:
             layout: Where the checkpoint has the weight.
             errors: Takes in how far the codes are from the values.
 
         Raises:
-            ExportError: the checkpoint holds stacked weights in one tensor, or scales do not divide among segments.
+            ExportError: scales do not divide among segments.
         """
         (stage,) = self.layer.quantizers()[self.slot.quantizer].stages()
         weight, state, spec = self.values, stage.state_tensors(), self.spec
-        if not self.slot.is_stacked:
+        if self.name in layout.names:
+            spec = spec.stacked() if self.slot.is_stacked else spec
             packed = PackedTensor.pack(weight, state, spec)
             errors.add(self.name, weight, packed.dequantize(torch.float32))
             yield layout.names[self.name].removesuffix(".weight"), packed, False
@@ -84,15 +92,23 @@ class StoredWeight:
         return found
 
 
-def check_layout(weights: Mapping[str, StoredWeight], layout: CheckpointLayout) -> None:
-    """Refuse stacked weights that a checkpoint holds in one tensor.
+def check_layout(weights: Mapping[str, StoredWeight], layout: CheckpointLayout, stores_stacks: bool) -> None:
+    """Refuse stacked weights that a checkpoint holds in one tensor, where the dialect has no form for it.
 
     Raises:
         ExportError: there are such; they are named.
     """
-    whole = [name for name, weight in weights.items() if weight.slot.is_stacked and name not in layout.parts]
+    stacked = [name for name, weight in weights.items() if weight.slot.is_stacked and name in layout.names]
+    whole = [name for name in stacked if not (stores_stacks and weights[name].is_in_one_tensor)]
     if whole:
         raise ExportError(
             f"checkpoints of this model hold the experts of {listed(whole, 2)} in one tensor, for which there is no "
             "quantized form; leave the experts out ({'quantizer_name': '*.experts.*', 'enable': False})"
         )
+
+
+def part_name(base: str, suffix: str, is_stack: bool) -> str:
+    """Return the name of a weight's part: `a.b.weight_scale`, or `a.stack_weight_scale` beside the codes `a.stack`."""
+    if not is_stack:
+        return f"{base}.{suffix}"
+    return base if suffix == "weight" else f"{base}_{suffix}"

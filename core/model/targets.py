@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from octavo.core.errors import ConfigError, listed, nearest
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import Exporter, LayerFormat, Verdict
+from octavo.core.model.vision_towers import tower_verdicts
 from octavo.core.modules import QuantAttention, QuantConvolution, QuantEmbedding, QuantModule
 from octavo.core.plugins import plugins
 
@@ -22,8 +23,8 @@ class ServedLayer:
 
     Attributes:
         chains: The formats that each of its quantizers applies in turn, by the quantizer's short name.
-        shapes: Shape [out, in] of its weight on one rank, or of each segment of a fused one; none where it has no
-            such matrix.
+        shapes: Shape [out, in] of its weight on one rank, or of each segment of a fused one; [experts, out, in] of
+            all of a stack; none where it has no such weight.
         is_fused: For the engine it is part of a joined layer (q/k/v, gate/up), or is such a layer itself.
         is_linear: It multiplies with its weight, as all layers do whose quantized weights checkpoints store.
     """
@@ -103,7 +104,8 @@ def check_target(target: str) -> None:
 def best_serving(layers: Mapping[str, ServedLayer], target: str) -> Serving:
     """Return what `target` makes of these layers, from the exporter whose checkpoints it loads best.
 
-    A checkpoint has one dialect, so exporters are compared by their worst verdict; the peer's dialect wins ties.
+    A checkpoint has one dialect, so exporters are compared by their worst verdict; where the engine refuses both, one
+    that has something it loads is what the refusal is about. The peer's dialect wins ties.
 
     Raises:
         ConfigError: the target is unknown.
@@ -114,14 +116,20 @@ def best_serving(layers: Mapping[str, ServedLayer], target: str) -> Serving:
         nobody = Verdict("unknown", "no plugin that is loaded has an exporter")
         return Serving("", ((nobody, f"{target}: {nobody.status} ({nobody.evidence})"),))
     servings = [serving(plugins().exporter(name), layers, target) for name in names]
-    return min(servings, key=lambda one: _BEST_FIRST.index(one.status))
+    return min(servings, key=lambda one: (_BEST_FIRST.index(one.status), not one.sentences("loads")))
 
 
 def serving(exporter: Exporter, layers: Mapping[str, ServedLayer], target: str) -> Serving:
     """Return what `target` makes of these layers from checkpoints of `exporter`."""
+    weighted = [name for name, layer in layers.items() if layer.chains.get("weight_quantizer")]
+    towers = tower_verdicts(exporter.name, target, weighted)
+    found = [
+        *_verdicts(exporter, layers, target),
+        *(("quantized weights in a vision tower", verdict, names) for verdict, names in towers.items()),
+    ]
     findings = [
         (verdict, f"{target} and {what}: {verdict.status} ({verdict.evidence}); layers {listed(names, 3)}")
-        for what, verdict, names in _verdicts(exporter, layers, target)
+        for what, verdict, names in found
     ]
     return Serving(exporter.name, tuple(findings))
 

@@ -19,6 +19,9 @@ class QuantExperts(QuantModule):
     frameworks' renaming would catch state whose name extends the parameter's by a dot. An adapter combines the
     mixin with the framework's own class and defines `forward`.
 
+    Quantized checkpoints hold a layer's parameter in one tensor where it is [experts, in, out], since engines multiply
+    all experts at once there, and otherwise as one matrix for each expert and projection.
+
     Attributes:
         projections: {parameter: names under which configs speak of it, one for each of its equal row segments}.
         tokens_per_expert: int64 [experts]: how many tokens each expert was chosen for in the last calibration.
@@ -43,7 +46,7 @@ class QuantExperts(QuantModule):
     def quantizer_shape(cls, layer: nn.Module, quantizer: str) -> tuple[int, ...] | None:
         """Return the shape of the tensor that `quantizer` sees, with 0 for dims that vary."""
         slot = next(slot for slot in cls.weight_slots() if quantizer in (slot.quantizer, slot.inputs))
-        experts, rows, columns = oriented(layer, getattr(layer, slot.parameter)).shape
+        experts, rows, columns = cls.oriented(layer, slot.parameter).shape
         return (experts, rows, columns) if quantizer == slot.quantizer else (0, columns)
 
     @classmethod
@@ -55,9 +58,47 @@ class QuantExperts(QuantModule):
             for name in cls.projections[slot.parameter]:
                 yield f"{expert}.{name}.{kind}"
 
+    @classmethod
+    def disagreement(cls, layer: nn.Module) -> str:
+        """Return how the layer's stacked parameters contradict each other, or an empty string.
+
+        They must have as many experts each, in one dtype and on one device. A class that knows more of its layers
+        says more.
+        """
+        stacks = {slot.parameter: getattr(layer, slot.parameter) for slot in cls.weight_slots()}
+        if len({(stack.shape[0], stack.dtype, stack.device) for stack in stacks.values()}) < 2:
+            return ""
+        return "; ".join(
+            f"{name} has {stack.shape[0]} experts in {str(stack.dtype).removeprefix('torch.')} on {stack.device}"
+            for name, stack in stacks.items()
+        )
+
+    @classmethod
+    def parts(cls, layer: nn.Module, parameter: str) -> tuple[tuple[str, ...], ...] | None:
+        """Return the names of a parameter's matrices in quantized checkpoints, `3.gate_proj.weight`, by expert.
+
+        None where they hold it in one tensor, or where its rows are not its projections one after the other.
+        """
+        if cls.is_in_one_tensor(layer) or not getattr(layer, "is_concatenated", True):
+            return None
+        names = cls.projections[parameter]
+        experts = range(getattr(layer, parameter).shape[0])
+        return tuple(tuple(f"{expert}.{name}.weight" for name in names) for expert in experts)
+
+    @classmethod
+    def is_in_one_tensor(cls, layer: nn.Module) -> bool:
+        """Whether `layer` holds its weights, and quantized checkpoints do, as [experts, in, out]."""
+        return bool(getattr(layer, "is_transposed", False))
+
+    @classmethod
+    def oriented(cls, layer: nn.Module, parameter: str) -> Tensor:
+        """Return a stacked parameter as [experts, out, in], whichever way `layer` stores it."""
+        weights: Tensor = getattr(layer, parameter)
+        return weights.transpose(-1, -2) if cls.is_in_one_tensor(layer) else weights
+
     def quantized_weights(self) -> dict[str, Tensor]:
         """Return the stacked weights [experts, out, in] by quantizer name."""
-        return {slot.quantizer: oriented(self, getattr(self, slot.parameter)) for slot in self.weight_slots()}
+        return {slot.quantizer: self.oriented(self, slot.parameter) for slot in self.weight_slots()}
 
     def start_counting(self, shows_all_tokens: bool) -> None:
         """Count chosen tokens from zero on, until `stop_counting`."""
@@ -75,8 +116,3 @@ class QuantExperts(QuantModule):
             num_experts = len(self.tokens_per_expert)
             inside = chosen[chosen < num_experts].cpu()
             self.tokens_per_expert += torch.bincount(inside.flatten(), minlength=num_experts)
-
-
-def oriented(layer: nn.Module, weights: Tensor) -> Tensor:
-    """Return weights as [..., out, in], whichever way `layer` stores them."""
-    return weights.transpose(-1, -2) if getattr(layer, "is_transposed", False) else weights

@@ -28,7 +28,7 @@ class PackedTensor:
     Attributes:
         payload: uint8 [..., ⌈n·bits/8⌉].
         scale: Stored first-level scales (float32, float8_e4m3fn, or uint8 exponents for e8m0).
-        global_scale: fp32 [] second-level scale, or None.
+        global_scale: fp32 [] second-level scale, [n] for n stacked tensors, or None.
         spec: The format.
         shape: Shape of the tensor it stands for.
         dtype: Dtype of the tensor it stands for.
@@ -109,7 +109,8 @@ class PackedTensor:
         scale_shape = self.spec.granularity.scale_shape(self.shape)
         self._check_part("scale", self.scale, SCALE_DTYPES[self.spec.scale], scale_shape)
         if self.global_scale is not None:
-            self._check_part("global_scale", self.global_scale, torch.float32, ())
+            shape = self.spec.state_shape("global_amax", self.shape)
+            self._check_part("global_scale", self.global_scale, torch.float32, shape)
 
     def _check_part(self, name: str, part: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         where = f"{name} of a tensor {self.shape} packed as {self.spec}"

@@ -21,7 +21,7 @@ from octavo.core.plan.checks import (
     tied_problems,
     unshared_notes,
 )
-from octavo.core.plan.experts import expert_problems
+from octavo.core.plan.experts import expert_problems, stack_problems
 from octavo.core.plan.model_state import check_plain
 from octavo.core.plan.plan import Plan
 from octavo.core.plan.settings import LayerSetting, decide_settings, without_calibration
@@ -85,6 +85,7 @@ def plan(
         *empty_problems(layers, unmatched, attention, reasons),
         *weightless_problems(layers, rules, reasons),
         *expert_problems(model, reasons, rules),
+        *stack_problems(quantized),
         *block_problems(quantized),
         *state_problems(quantized),
         *tied_problems(model, quantized),

@@ -8,6 +8,7 @@ from torch import nn
 
 from octavo.core.errors import listed
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec
+from octavo.core.model.tied import sharing_names
 from octavo.core.plan.settings import LayerSetting
 
 
@@ -45,20 +46,13 @@ def state_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
 
 def tied_problems(model: nn.Module, layers: Iterable[LayerSetting]) -> Iterator[str]:
     """Yield an error for each quantized weight that another module uses too."""
-    names: dict[int, list[str]] = {}
-    for module_name, module in model.named_modules():  # each once: a module under two names ties nothing
-        for own_name, parameter in module.named_parameters(
-            module_name, recurse=False, remove_duplicate=False
-        ):
-            names.setdefault(id(parameter), []).append(own_name)
+    sharing = sharing_names(model)
     slots = [(layer, slot) for layer in layers for slot in layer.site.quantized.weight_slots()]
     for layer, slot in slots:
         own_name = f"{layer.site.name}.{slot.parameter}".removeprefix(".")
-        sharing = names.get(id(getattr(layer.site.layer, slot.parameter, None)), [])
-        others = [name for name in sharing if name != own_name]
-        if others and slot.quantizer in layer.quantizers:
+        if own_name in sharing and slot.quantizer in layer.quantizers:
             yield (
-                f"{own_name} is tied to {listed(others)}: quantizing one side would untie them. "
+                f"{own_name} is tied to {listed(sharing[own_name])}: quantizing one side would untie them. "
                 f"Exclude it ({{'quantizer_name': '*{layer.site.name}*', 'enable': False}})"
             )
 

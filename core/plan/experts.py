@@ -8,6 +8,8 @@ from torch import nn
 
 from octavo.core.config.rules import Rule, decide
 from octavo.core.errors import listed
+from octavo.core.modules import QuantExperts
+from octavo.core.plan.settings import LayerSetting
 from octavo.core.plan.sites import class_names
 
 
@@ -36,6 +38,17 @@ def expert_problems(
             f"{len(missed)} weights of experts would stay as they are, since no quantized class stands for their "
             f"layers: {listed(missed)}. Leave them out on purpose ({entries}), or octavo.register(...) a class"
         )
+
+
+def stack_problems(layers: Iterable[LayerSetting]) -> Iterator[str]:
+    """Yield an error for each layer of stacked experts whose parameters disagree with each other."""
+    for layer in layers:
+        quantized = layer.site.quantized
+        if issubclass(quantized, QuantExperts) and (found := quantized.disagreement(layer.site.layer)):
+            yield (
+                f"{layer.site.name}: its stacked parameters disagree: {found}. Repair the model, or leave these "
+                f"experts out ({{'quantizer_name': '*{layer.site.name}*', 'enable': False}})"
+            )
 
 
 def _expert_weights(name: str, layer: nn.Module) -> list[str]:

@@ -33,14 +33,15 @@ def check_device(model: nn.Module) -> None:
     """Refuse a model whose weights are not here as a whole.
 
     Raises:
-        PlanError: parameters are on the meta device, or sharded; the first is named.
+        PlanError: parameters or buffers are on the meta device, or parameters are sharded; the first is named.
     """
-    meta = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if meta:
-        raise PlanError(
-            f"{len(meta)} parameters are on the meta device, without values (first {meta[0]!r}); "
-            "load the weights first. octavo.plan works on such a model"
-        )
+    for kind, tensors in (("parameters", model.named_parameters()), ("buffers", model.named_buffers())):
+        meta = [name for name, tensor in tensors if tensor.is_meta]
+        if meta:
+            raise PlanError(
+                f"{len(meta)} {kind} are on the meta device, without values (first {meta[0]!r}); "
+                "load the weights first. octavo.plan works on such a model"
+            )
     sharded = [name for name, parameter in model.named_parameters() if type(parameter).__name__ == "DTensor"]
     if sharded:
         raise PlanError(

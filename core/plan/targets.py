@@ -66,8 +66,10 @@ def _rank_shapes(
 ) -> tuple[tuple[int, ...], ...]:
     """Return the shape of what one of `tp` ranks holds of a weight matrix, or of each of its segments."""
     shape = layer.site.quantized.quantizer_shape(layer.site.layer, quantizer)
-    if quantizer not in layer.quantizers or shape is None or len(shape) != 2:
+    if quantizer not in layer.quantizers or shape is None or len(shape) not in (2, 3):
         return ()
+    if len(shape) == 3:  # stacked experts, however an engine divides them
+        return (shape,) if layer.site.is_stacked(quantizer) else ()
     rows, columns = shape
     if description is not None and layer.site.name in description.column_parallel:
         return tuple((part, columns) for part in rank_rows(layer.site.name, rows, description, tp))

@@ -44,10 +44,12 @@ class CompressedTensorsExporter:
         return known.targets.get(target, Verdict("unknown", f"{known.name} was never tried there"))
 
     def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
-        """Say whether `target` loads a weight [out, in] of this format."""
+        """Say whether `target` loads a weight [out, in], or experts [experts, out, in], of this format."""
         known = format_for(layer)
+        if len(shape) == 3 and known is not None and target in known.experts:
+            return known.experts[target]
         rule = {} if known is None else known.multiples.get(target, {})
-        odd = [size for size in shape if size % rule.get("length", 1)]
+        odd = [size for size in shape if len(shape) == 2 and size % rule.get("length", 1)]
         if odd:
             return Verdict("unknown", f"{rule['evidence']}: {odd[0]} is none")
         return Verdict("loads", "no rule about shapes is known")

@@ -26,6 +26,7 @@ class Format:
         weights: Kinds of weights that it stores, as `int4 group`.
         inputs: Kinds of inputs that go with them; `none` when these are not quantized.
         targets: Which engine loads it, and how that is known.
+        experts: The same for stacked experts, where that differs.
         multiples: What an engine wants the dims of a weight to be multiples of: `length` and `evidence`.
     """
 
@@ -33,6 +34,7 @@ class Format:
     weights: tuple[str, ...]
     inputs: tuple[str, ...]
     targets: Mapping[str, Verdict]
+    experts: Mapping[str, Verdict]
     multiples: Mapping[str, Mapping[str, Any]]
 
 
@@ -48,6 +50,7 @@ def formats() -> tuple[Format, ...]:
             tuple(row["weights"]),
             tuple(row["inputs"]),
             {target: Verdict(**verdict) for target, verdict in row["targets"].items()},
+            {target: Verdict(**verdict) for target, verdict in row.get("experts", {}).items()},
             row.get("multiples", {}),
         )
         for row in rows

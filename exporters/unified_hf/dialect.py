@@ -36,7 +36,7 @@ class UnifiedHfDialect:
 
         A format that the dialect cannot store is returned as it is; the exporter refuses it by name.
         """
-        scheme = scheme_for(LayerFormat(weight, inputs))
+        scheme = scheme_for(LayerFormat(weight.unstacked(), inputs))
         return weight if scheme is None else scheme.stored_weight(weight)
 
     def weight_state(
@@ -50,11 +50,13 @@ class UnifiedHfDialect:
 
         Second-level scales, since engines fuse such layers and keep one of them. Square blocks too, where every
         weight is a single block: the peer sees those scales as per-tensor ones. For a target that keeps one
-        scale of such layers, per-tensor ones.
+        scale of such layers, per-tensor ones. Weights in one tensor share both.
         """
         if weights[0].global_max is not None:
             return ("global_amax",)
-        granularity = weights[0].granularity
+        granularity = weights[0].unstacked().granularity
+        if weights[0].is_stacked:
+            return ("amax",) if isinstance(granularity, PerTensor) and not weights[0].dynamic else ()
         if isinstance(granularity, PerTensor):
             return ("amax",) if self._keeps_one_scale and not weights[0].dynamic else ()
         if isinstance(granularity, PerBlock) and len(granularity.sizes) == 2:

@@ -79,11 +79,24 @@ def inspect_model(model: nn.Module) -> ExportableModel:
             f"{len(problems)} layers have formats that this dialect cannot store: {listed(problems, 3)}. "
             f"It stores {known}"
         )
+    _check_stacks(weights, found)
     _check_int4_rows(weight for weight in weights.values() if found[weight.name].weight.element == "int4")
     kv = _kv_format(attention)
     if not weights and kv is None:
         raise ExportError("no quantizer is on that a checkpoint stores; save_pretrained writes a plain model")
     return ExportableModel(weights, found, attention, kv)
+
+
+def _check_stacks(weights: dict[str, StoredWeight], found: dict[str, Scheme]) -> None:
+    """Refuse formats that have no form for experts in one tensor."""
+    unknown = [n for n, w in weights.items() if w.is_in_one_tensor and found[n].stored_stack is None]
+    if unknown:
+        known = ", ".join(scheme.quant_algo for scheme in schemes() if scheme.stored_stack is not None)
+        raise ExportError(
+            f"checkpoints hold the experts of {listed(unknown, 2)} in one tensor, stored in this dialect as {known}; "
+            f"found {listed(sorted({found[name].quant_algo for name in unknown}))}. Leave the experts out "
+            "({'quantizer_name': '*.experts.*', 'enable': False}), or use another format"
+        )
 
 
 def _check_int4_rows(weights: Iterable[StoredWeight]) -> None:

@@ -48,15 +48,22 @@ class Metadata:
             )
         if self.quant_algo.upper() != MIXED:
             return self.quant_algo
-        if module not in self.layers:
+        layer = self._layer(module)
+        if layer is None:
             raise CheckpointError(
                 f"{self.directory}: {module} has a weight_scale and is not in quantized_layers"
             )
-        return str(self.layers[module]["quant_algo"])
+        return str(layer["quant_algo"])
 
     def group_size_of(self, module: str) -> int | None:
         """Return the block length of a layer, or None where it is not said."""
-        return self.layers.get(module, {}).get("group_size") or self.group_size
+        return (self._layer(module) or {}).get("group_size") or self.group_size
+
+    def _layer(self, module: str) -> Mapping[str, Any] | None:
+        """Return what is said of a layer, or of the one that it is in: experts may go by a common module."""
+        while module and module not in self.layers:
+            module = module.rpartition(".")[0]
+        return self.layers.get(module)
 
 
 def read_metadata(directory: Path, config: Mapping[str, Any]) -> Metadata:

@@ -14,15 +14,18 @@ from octavo.core.errors import CheckpointError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import InputState, LayerFormat
 from octavo.core.model.shard_reader import ShardReader, config_dtype, read_json
+from octavo.core.model.stored_weight import part_name
 from octavo.core.packed import PackedTensor
 from octavo.exporters.unified_hf.activation_scales import divisor_of, state_from_scale
 from octavo.exporters.unified_hf.caches import CACHES
 from octavo.exporters.unified_hf.metadata_reader import NESTED_FILE, read_metadata
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_named
 from octavo.exporters.unified_hf.spelling import CODE_DTYPES, unspell, weight_shape
+from octavo.exporters.unified_hf.stack_spelling import unspell_stack
 
 _WEIGHT_PARTS = ("weight", "weight_scale", "weight_scale_2")
 _CACHE_SCALES = ("k_scale", "v_scale")
+_STACK_BLOCK = 16  # of NVFP4, the only format with blocks that stacks in one tensor have
 _SCALES = ("weight_scale", "weight_scale_2", "input_scale", *_CACHE_SCALES)
 
 
@@ -40,7 +43,9 @@ class UnifiedHfCheckpoint:
         config = read_json(directory / "config.json")
         self._metadata = read_metadata(directory, config)
         self.dtype = config_dtype(config, directory)
-        self._schemes = {module: self._scheme(module) for module in self._modules_with("weight_scale")}
+        self._stacks = set(self._modules_with("weight_scale", "_"))
+        modules = [*self._modules_with("weight_scale"), *self._stacks]
+        self._schemes = {module: self._scheme(module) for module in sorted(modules)}
         for suffix in ("weight_scale_2", "input_scale"):
             for module in self._modules_with(suffix):
                 if module not in self._schemes:
@@ -51,17 +56,20 @@ class UnifiedHfCheckpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor]]:
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
+        weights = {self._part(module, "weight"): module for module in self._schemes}
+        scales = {self._part(stack, scale) for stack in self._stacks for scale in _SCALES}
         for name in self._shards.names():
             module, _, suffix = name.rpartition(".")
-            if suffix in _SCALES:
+            if suffix in _SCALES or name in scales:
                 continue
-            if suffix == "weight" and module in self._schemes:
-                yield name, self._packed(module)
+            if name in weights:
+                yield name, self._packed(weights[name])
                 continue
             tensor = self._shards.tensor(name)
-            if suffix == "weight" and tensor.dtype in CODE_DTYPES:
+            if (suffix == "weight" or tensor.dim() == 3) and tensor.dtype in CODE_DTYPES:
+                scale = part_name(module if suffix == "weight" else name, "weight_scale", suffix != "weight")
                 raise CheckpointError(
-                    f"{self._shards.where(name)} holds codes ({tensor.dtype}), and {module}.weight_scale is missing"
+                    f"{self._shards.where(name)} holds codes ({tensor.dtype}), and {scale} is missing"
                 )
             yield name, tensor
 
@@ -80,9 +88,9 @@ class UnifiedHfCheckpoint:
         states = {}
         for module, scheme in self._schemes.items():
             if scheme.inputs is not None:
-                name = f"{module}.input_scale"
+                name = self._part(module, "input_scale")
                 state = self._state("input_quantizer", scheme.inputs, name) if scheme.inputs.state else {}
-                states[f"{module}.input_quantizer"] = InputState(scheme.inputs, state)
+                states[self._part(module, "input_quantizer")] = InputState(scheme.inputs, state)
         return states | self._cache_states()
 
     def cache_without_scales(self) -> dict[str, InputState]:
@@ -105,18 +113,30 @@ class UnifiedHfCheckpoint:
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
-    def _modules_with(self, suffix: str) -> list[str]:
-        return [n.removesuffix(f".{suffix}") for n in self._shards.names() if n.endswith(f".{suffix}")]
+    def _modules_with(self, suffix: str, separator: str = ".") -> list[str]:
+        ending = f"{separator}{suffix}"
+        return [name.removesuffix(ending) for name in self._shards.names() if name.endswith(ending)]
+
+    def _part(self, module: str, suffix: str) -> str:
+        return part_name(module, suffix, module in self._stacks)
 
     def _scheme(self, module: str) -> Scheme:
-        static_inputs = f"{module}.input_scale" in self._shards
+        static_inputs = self._part(module, "input_scale") in self._shards
         return scheme_named(self._metadata.quant_algo_of(module), static_inputs, str(self.directory))
 
     def _packed(self, module: str) -> PackedTensor:
-        parts = [part for part in _WEIGHT_PARTS if f"{module}.{part}" in self._shards]
-        found = {part: self._shards.tensor(f"{module}.{part}") for part in parts}
-        where, scheme = self._shards.where(f"{module}.weight"), self._schemes[module]
+        names = {part: self._part(module, part) for part in _WEIGHT_PARTS}
+        found = {part: self._shards.tensor(name) for part, name in names.items() if name in self._shards}
+        where, scheme = self._shards.where(names["weight"]), self._schemes[module]
         length = self._metadata.group_size_of(module)
+        if module in self._stacks:
+            if scheme.stored_stack is None:
+                raise CheckpointError(
+                    f"{where}: experts in one tensor are read as FP8 or NVFP4, found {scheme.quant_algo}, whose blocks "
+                    "and channels do not follow the inputs there"
+                )
+            spec = scheme.weight_with_block(length or _STACK_BLOCK, is_stack=True)
+            return unspell_stack(found, spec, self.dtype, where)
         if length is None:
             columns = weight_shape(found["weight"], scheme.weight, where)[1]
             length = columns // max([1, *found["weight_scale"].shape[-1:]])

@@ -24,6 +24,7 @@ class Scheme:
         weight: Format of the weight; blocks of length 1 stand for any length.
         inputs: Format of the input, or None.
         stored: Fields of the weight's format that the dialect changes when it stores it.
+        stored_stack: The same for experts' weights in one tensor; None where the dialect has no form for these.
         group_size: Whether metadata names the block length.
         config_groups: Whether config.json has groups.
         extra: Further metadata fields.
@@ -33,6 +34,7 @@ class Scheme:
     weight: QuantSpec
     inputs: QuantSpec | None
     stored: Mapping[str, Any] = field(default_factory=dict)
+    stored_stack: Mapping[str, Any] | None = None
     group_size: bool = False
     config_groups: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -46,14 +48,14 @@ class Scheme:
 
     def stored_weight(self, weight: QuantSpec) -> QuantSpec:
         """Return the format that the dialect's bytes of a weight calibrated as `weight` have."""
-        return replace(weight, **self.stored)
+        return replace(weight, **(self.stored_stack or {} if weight.is_stacked else self.stored))
 
-    def weight_with_block(self, length: int) -> QuantSpec:
-        """Return the stored weight format with an open block length filled in."""
+    def weight_with_block(self, length: int, is_stack: bool = False) -> QuantSpec:
+        """Return the stored format of a weight, or of a stack, with an open block length filled in."""
         weight = self.weight
         if self._has_open_blocks:
             weight = replace(weight, granularity=PerBlock(((-1, length),)))
-        return self.stored_weight(weight)
+        return self.stored_weight(weight.stacked() if is_stack else weight)
 
     @property
     def _has_open_blocks(self) -> bool:

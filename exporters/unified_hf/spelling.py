@@ -15,8 +15,8 @@ from octavo.core.formats.scales import SCALE_DTYPES, decode_e8m0
 from octavo.core.packed import PackedTensor
 
 # Dtype in which whole-byte codes are stored; narrower codes are stored as uint8.
-_WHOLE_BYTES = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8}
-CODE_DTYPES = {*_WHOLE_BYTES.values(), torch.uint8}
+WHOLE_BYTES = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8}
+CODE_DTYPES = {*WHOLE_BYTES.values(), torch.uint8}
 
 
 def spell(packed: PackedTensor, peer: bool = True) -> dict[str, Tensor]:
@@ -30,8 +30,8 @@ def spell(packed: PackedTensor, peer: bool = True) -> dict[str, Tensor]:
     if packed.spec.element == "int4":
         rows = unpack(payload, 4, packed.shape[-1]).transpose(-1, -2)
         payload = pack(rows, 4).transpose(-1, -2)
-    elif packed.spec.element in _WHOLE_BYTES:
-        payload = payload.view(_WHOLE_BYTES[packed.spec.element])
+    elif packed.spec.element in WHOLE_BYTES:
+        payload = payload.view(WHOLE_BYTES[packed.spec.element])
     if is_square(packed.spec):
         scale = scale.reshape(()) if peer and scale.numel() == 1 else scale[:, None, :, None]
     tensors = {"weight": payload.contiguous(), "weight_scale": scale.contiguous()}
@@ -51,23 +51,17 @@ def unspell(tensors: Mapping[str, Tensor], spec: QuantSpec, dtype: torch.dtype, 
         CheckpointError: a tensor is missing or has no place in the format, its dtype or shape is another one, or
             a scale is NaN, infinite or negative.
     """
-    needed = ["weight", "weight_scale", *(["weight_scale_2"] if spec.global_max is not None else [])]
-    for suffix in needed:
-        if suffix not in tensors:
-            raise CheckpointError(f"{where}: {suffix} is missing, which {spec} needs")
-        _check_values(suffix, tensors[suffix], spec, where)
-    if len(tensors) > len(needed):
-        raise CheckpointError(f"{where}: {spec} has {', '.join(needed)}; found {', '.join(tensors)}")
+    check_parts(tensors, spec, where)
     payload, shape = tensors["weight"], weight_shape(tensors["weight"], spec, where)
     if spec.element == "int4":
         payload = pack(unpack(payload.transpose(0, 1), 4, shape[0]).transpose(0, 1).contiguous(), 4)
     blocks = spec.granularity.scale_shape(shape)
     stored = (blocks[0], 1, blocks[1], 1) if is_square(spec) else blocks
     of = f"of a tensor {shape} packed as {spec}"
-    scale = _reshaped(tensors["weight_scale"], stored, blocks, f"{where}: weight_scale {of}")
+    scale = reshaped(tensors["weight_scale"], stored, blocks, f"{where}: weight_scale {of}")
     global_scale = tensors.get("weight_scale_2")
     if global_scale is not None:
-        global_scale = _reshaped(global_scale, (), (), f"{where}: weight_scale_2 {of}")
+        global_scale = reshaped(global_scale, (), (), f"{where}: weight_scale_2 {of}")
     return PackedTensor(payload.view(torch.uint8), scale, global_scale, spec, shape, dtype)
 
 
@@ -88,15 +82,31 @@ def is_square(spec: QuantSpec) -> bool:
     return isinstance(spec.granularity, PerBlock) and len(spec.granularity.sizes) == 2
 
 
-def _reshaped(scale: Tensor, stored: Sequence[int], shape: Sequence[int], what: str) -> Tensor:
+def reshaped(scale: Tensor, stored: Sequence[int], shape: Sequence[int], what: str) -> Tensor:
+    """Return a scale, which must have the shape `stored` or be the one number of that shape, in `shape`."""
     if scale.shape != torch.Size(stored) and not scale.numel() == math.prod(stored) == 1:
         raise CheckpointError(f"{what} has shape {tuple(stored)}, found {tuple(scale.shape)}")
     return scale.reshape(shape)
 
 
+def check_parts(tensors: Mapping[str, Tensor], spec: QuantSpec, where: str) -> None:
+    """Check that a weight has the tensors of its format, with its dtypes and sound scales.
+
+    Raises:
+        CheckpointError: one is missing, has no place in the format, or another dtype, or a scale is unusable.
+    """
+    needed = ["weight", "weight_scale", *(["weight_scale_2"] if spec.global_max is not None else [])]
+    for suffix in needed:
+        if suffix not in tensors:
+            raise CheckpointError(f"{where}: {suffix} is missing, which {spec} needs")
+        _check_values(suffix, tensors[suffix], spec, where)
+    if len(tensors) > len(needed):
+        raise CheckpointError(f"{where}: {spec} has {', '.join(needed)}; found {', '.join(tensors)}")
+
+
 def _check_values(suffix: str, tensor: Tensor, spec: QuantSpec, where: str) -> None:
     expected = {
-        "weight": _WHOLE_BYTES.get(spec.element, torch.uint8),
+        "weight": WHOLE_BYTES.get(spec.element, torch.uint8),
         "weight_scale": SCALE_DTYPES[spec.scale],
         "weight_scale_2": torch.float32,
     }[suffix]

@@ -29,9 +29,16 @@ def layer_verdict(target: str, layer: LayerFormat) -> Verdict:
 
 
 def shape_verdict(target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
-    """Return whether `target` loads a weight [out, in] of this format, which it joins with others or not."""
+    """Return whether `target` loads a weight [out, in] of this format, which it joins with others or not.
+
+    Stacked experts [experts, out, in] have no rules of their own.
+    """
     scheme = scheme_for(layer)
-    rule = {} if scheme is None else _table()["shapes"].get(scheme.quant_algo, {}).get(target, {})
+    rule = (
+        {}
+        if scheme is None or len(shape) == 3
+        else _table()["shapes"].get(scheme.quant_algo, {}).get(target, {})
+    )
     for key, size in (("out", shape[0]), ("in", shape[-1]), ("joined_out", shape[0] if is_fused else 0)):
         if size % rule.get(key, 1):
             dim = "in_features" if key == "in" else "out_features"

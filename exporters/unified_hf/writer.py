@@ -33,6 +33,7 @@ from octavo.exporters.unified_hf.export_warnings import export_warnings
 from octavo.exporters.unified_hf.inspection import ExportableModel, inspect_model
 from octavo.exporters.unified_hf.metadata import flat_metadata, nested_metadata
 from octavo.exporters.unified_hf.spelling import is_square, spell
+from octavo.exporters.unified_hf.stack_spelling import spell_stack
 
 
 def export_hf_checkpoint(
@@ -89,11 +90,14 @@ def export_hf_checkpoint(
         partial(_write_metadata, model, parts),
         (*export_warnings(model, parts), *(served.sentences("unknown") if served else ())),
         () if peer else _four_dim_scales(parts),
+        stores_stacks=True,
     )
     return write_checkpoint(model, Path(export_dir), spelling, options)
 
 
 def _spelled(packed: PackedTensor, is_segment: bool, peer: bool) -> dict[str, Tensor]:
+    if packed.spec.is_stacked:
+        return spell_stack(packed)
     return spell(packed, peer and not is_segment)  # in segments the peer's square blocks keep four dims, too
 
 

@@ -67,10 +67,22 @@ def test_hf_ptq(run: Runner, tmp_path: Path) -> None:
 
 
 def test_hf_ptq_says_why_it_refuses(run: Runner, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--qformat", "int4", "--inference_tensor_parallel", "3", "--export_path", str(out)]
     with pytest.raises(
-        SystemExit, match=r"^hf_ptq\.py: (.|\n)*last dim 64 is not divisible by the block of 128"
+        SystemExit,
+        match=r"(?s)^hf_ptq\.py: .*last dim 64 is not divisible by the block of 128"
+        r".*8 attention heads cannot be split over tp=3",
     ):
-        run("examples/hf_ptq.py", "--qformat", "int4", "--export_path", str(tmp_path / "out"))
+        run("examples/hf_ptq.py", *flags)
+    assert not out.exists()
+
+
+def test_hf_ptq_refuses_flags_by_name(run: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run("examples/hf_ptq.py", "--awq_block_size", "64")
+
+    assert capsys.readouterr().err.endswith("hf_ptq.py: error: --awq_block_size: not available: AWQ\n")
 
 
 def test_moe(run: Runner) -> None:
@@ -78,3 +90,13 @@ def test_moe(run: Runner) -> None:
 
     assert "model.layers.0.mlp.experts: tokens per expert" in lines[0]
     assert lines[-1].endswith("read back equal: True")
+
+
+def test_bert(run: Runner) -> None:
+    rows = {row["format"]: row for row in json.loads(run("examples/bert.py", "--json", "--steps", "40"))}
+
+    assert rows.keys() == {"INT8", "FP8"}
+    for row in rows.values():
+        assert row["read_back_equal"]
+        assert row["accuracy_base"] >= 0.55, "it has learned something in 40 steps, where 0.5 is guessing"
+        assert row["changed"] <= 0.05 * row["pairs"], "eight bits change few answers"

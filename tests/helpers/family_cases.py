@@ -35,8 +35,8 @@ FP8: `FP8_DEFAULT_CFG`; INT8: `INT8_DEFAULT_CFG`; INT4: `INT4_BLOCKWISE_WEIGHT_O
 `NVFP4_DEFAULT_CFG`. The presets leave vision towers, routers of experts and language heads alone. They quantize
 convolutions, which the dialect does not store: ViT and Whisper leave theirs out by a rule, as the refusal suggests.
 They quantize inputs of `nn.LayerNorm`, for which checkpoints have no place: the export's report says so. gpt-oss and
-Granite-MoE hold all experts of a layer in one tensor: they are simulated, and refused on export unless a rule leaves
-their experts out. Llama 4's experts have no quantized class: a plan names them and stops.
+Llama 4 hold all experts of a layer in one tensor, for which ModelOpt's dialect has FP8 and NVFP4: other formats run in
+simulation, and the export refuses them by name unless a rule leaves the experts out.
 
 | family | `model_type` | layers found | FP8 | INT8 | INT4 | NVFP4 |
 |---|---|---|---|---|---|---|
@@ -53,6 +53,7 @@ class FamilyCase:
     class_name: str = ""
     reads: str = "text"
     left_out: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     _built: list[nn.Module] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -106,6 +107,7 @@ def family_cases() -> dict[str, FamilyCase]:
             case.get("class", ""),
             case.get("reads", "text"),
             tuple(case.get("leaves_out", ())),
+            tuple(case.get("refused", ())),
         )
         for name, case in cases.items()
     }
@@ -115,8 +117,14 @@ def support_table(passed: Mapping[tuple[str, str], bool]) -> str:
     """Return docs/support.md: which families passed in which formats."""
     rows = [
         f"| {name} | `{case.config['model_type']}` | {f'map `{case.map}`' if case.map else 'by name'} | "
-        + " | ".join("yes" if passed[name, format_name] else "no" for format_name in FORMATS)
+        + " | ".join(_cell(case, format_name, passed[name, format_name]) for format_name in FORMATS)
         + " |"
         for name, case in family_cases().items()
     ]
     return _HEAD + "\n".join(rows) + "\n"
+
+
+def _cell(case: FamilyCase, format_name: str, passed: bool) -> str:
+    if not passed:
+        return "no"
+    return "refused" if format_name in case.refused else "yes"

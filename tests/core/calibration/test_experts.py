@@ -128,3 +128,34 @@ def test_experts_that_saw_no_token_get_the_same_scales_from_statistics() -> None
     model = octavo.quantize(Modules((0, 2)), "FP8_DEFAULT_CFG", statistics=statistics, quiet=True)
 
     assert calibrated_state(model) == calibrated_state(expected)
+
+
+class Unequal(nn.Module):
+    """Experts of different widths, the last of which sees no token."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(32, width), nn.Linear(width, 32)) for width in widths]
+        self.experts = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum((expert(x) for expert in self.experts[:-1]), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("axis", [None, -1])
+@pytest.mark.parametrize(("widths", "other"), [((16, 48, 16), 0), ((16, 48, 64), None)])
+def test_experts_of_different_widths(axis: int | None, widths: tuple[int, ...], other: int | None) -> None:
+    config = octavo.merge_configs(
+        "INT8_DEFAULT_CFG",
+        {"quant_cfg": [{"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": axis}}]},
+    )
+    model: Any = octavo.quantize(Unequal(*widths), config, [torch.randn(8, 32)], quiet=True)
+
+    found = [expert[1].input_quantizer.amax for expert in model.experts]
+    if axis is None:
+        assert found[2] == max(found[:2])
+    elif other is not None:
+        assert torch.equal(found[2], found[other])
+    else:  # the weight's own
+        assert torch.equal(found[2], model.experts[2][1].weight.abs().max().expand(64))

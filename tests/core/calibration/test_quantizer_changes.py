@@ -131,7 +131,7 @@ BAD = {
     ),
     "block": (
         "*down_proj.weight_quantizer", {"block_sizes": {-1: 100}}, PlanError,
-        "^2 formats do not fit; nothing was changed: model.layers.0.mlp.down_proj.weight_quantizer: last dim 256 is "
+        "^2 quantizers do not fit; nothing was changed: model.layers.0.mlp.down_proj.weight_quantizer: last dim 256 is "
         "not divisible by the block of 100",
     ),
     "varying shape": ("*input_quantizer", {"axis": 0}, PlanError, "follow a dim that varies from call to call"),

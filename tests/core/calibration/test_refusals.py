@@ -91,3 +91,11 @@ def test_unquantizing_twice_is_refused() -> None:
 
     with pytest.raises(ModeError, match=r"found modes: none$"):
         octavo.unquantize(model)
+
+
+def test_a_buffer_without_values_is_refused_by_name() -> None:
+    model = two_layers()
+    model[1].register_buffer("factor", torch.ones(4, device="meta"))
+
+    with pytest.raises(PlanError, match=r"^1 buffers are on the meta device.*first '1.factor'"):
+        octavo.quantize(model, "INT8_WEIGHT_ONLY_CFG", quiet=True)

@@ -13,12 +13,14 @@ from helpers.model_folders import contents
 
 # Writes shard after shard into the temporary folder, until somebody ends it.
 WRITER = """
+import signal
 import sys
 from pathlib import Path
 import torch
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.shards import SafetensorsWriter
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with atomic_folder(Path(sys.argv[1]), overwrite=True) as folder:
     writer = SafetensorsWriter(folder, max_shard_bytes=1000)
     number = 0
@@ -40,7 +42,7 @@ def ended(process: subprocess.Popen[str], how: signal.Signals) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     process.send_signal(how)
-    process.wait()
+    process.wait(timeout=120)
     process.stdout.close()
     assert process.returncode != 0
 

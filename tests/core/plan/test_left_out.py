@@ -109,3 +109,14 @@ def test_the_output_projection_of_torchs_own_attention_is_left_out() -> None:
     )
 
     assert reason(plan, "attention.out_proj.weight") != ""
+
+
+@pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_left_out(cls: type[nn.RNNBase]) -> None:
+    plan = planned("INT8_DEFAULT_CFG", nn.ModuleDict({"recurrent": cls(8, 8), "head": nn.Linear(8, 8)}))
+
+    assert [t.name for t in plan.tensors if t.weight] == ["head.weight"]
+    for weight in ("weight_ih_l0", "weight_hh_l0"):
+        assert reason(plan, f"recurrent.{weight}") == f"no quantized class for {cls.__name__}"
+    (error,) = planned("INT8_DEFAULT_CFG", cls(8, 8)).errors
+    assert error.endswith(f"Layers that cannot be quantized: 1 x no quantized class for {cls.__name__}")

@@ -82,3 +82,44 @@ def test_down_projections_alone(model: nn.Module) -> None:
 
     assert tensors[f"{EXPERTS}.gate_up_proj"].weight
     assert not tensors[f"{EXPERTS}.down_proj"].weight
+
+
+def parameter(*shape: int, **options: Any) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, **options))
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        (
+            {"down_proj": parameter(3, 64, 48, device="meta")},
+            "gate_up_proj has 4 experts in float32 on meta; down_proj has 3 experts in float32 on meta",
+        ),
+        (
+            {"down_proj": parameter(4, 64, 48, dtype=torch.float16)},
+            "gate_up_proj has 4 experts in float32 on meta; down_proj has 4 experts in float16 on cpu",
+        ),
+        (
+            {"gate_up_proj": parameter(4, 96, 32, device="meta")},
+            "gate_up_proj maps 32 values to 96 and down_proj maps 48 to 64; "
+            "expected gate_up_proj to map 64 to 96",
+        ),
+        (
+            {name: parameter(8, *shape, device="meta") for name, shape in
+             {"gate_up_proj": (96, 64), "down_proj": (64, 48)}.items()},
+            "they have 8 experts and the layer routes to 4",
+        ),
+    ],
+)  # fmt: skip
+def test_parameters_that_disagree_are_refused(
+    model: nn.Module, changes: dict[str, nn.Parameter], found: str
+) -> None:
+    for name, value in changes.items():
+        setattr(model.get_submodule(EXPERTS), name, value)
+
+    assert octavo.plan(model, octavo.FP8_DEFAULT_CFG).errors == (
+        f"{EXPERTS}: its stacked parameters disagree: {found}. Repair the model, or leave these experts out "
+        f"({{'quantizer_name': '*{EXPERTS}*', 'enable': False}})",
+    )
+    left_out = with_entry(quantizer_name=f"*{EXPERTS}*", enable=False)
+    assert octavo.plan(model, left_out).errors == ()

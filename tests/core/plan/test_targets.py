@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 import octavo
 from helpers.config_rules import FP8, entry, weights
-from helpers.plan_models import planned
+from helpers.plan_models import SIZES, planned
 from octavo.core.config import merge_configs, with_block_size
 from octavo.core.errors import ConfigError
 
@@ -115,3 +118,38 @@ def test_stages_in_turn() -> None:
 
 def test_a_cache_in_nvfp4_is_not_established_in_vllm() -> None:
     assert verdict(octavo.merge_configs("NVFP4_DEFAULT_CFG", "NVFP4_KV_CFG"), "vllm") == "?"
+
+
+def llava(config: Mapping[str, Any], target: str) -> octavo.Plan:
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(
+            AutoConfig.for_model(
+                "llava",
+                vision_config={
+                    "model_type": "clip_vision_model",
+                    "image_size": 16,
+                    "patch_size": 8,
+                    **vision,
+                },
+                text_config={"model_type": "llama", **SIZES},
+            )
+        )
+    return planned(config, model, target=target)
+
+
+def test_a_vision_tower_that_a_users_own_pattern_turns_on() -> None:
+    preset = octavo.NVFP4_DEFAULT_CFG
+    (weight,) = (e for e in preset["quant_cfg"] if e["quantizer_name"] == "*weight_quantizer")
+    config = merge_configs(preset, {"quant_cfg": [weight | {"quantizer_name": "*.fc1.weight_quantizer"}]})
+    layer = "model.vision_tower.encoder.layers.0.mlp.fc1"
+
+    assert llava(preset, "vllm").errors == ()
+    assert llava(config, "vllm").errors == (
+        "vllm and quantized weights in a vision tower: refused (source: it never quantizes such paths, so that codes "
+        f"meet unquantized parameters); layers {layer}",
+    )
+    assert (
+        "sglang and quantized weights in a vision tower: unknown (a quantized vision tower was never tried there); "
+        f"layers {layer}"
+    ) in llava(config, "sglang").warnings

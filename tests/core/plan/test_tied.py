@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import octavo
 from helpers.config_rules import entry, weights
@@ -67,3 +68,38 @@ def test_one_layer_under_two_names_is_tied_to_nothing() -> None:
     layer = nn.Linear(8, 8)
 
     assert planned(weights(INT8), nn.Sequential(layer, nn.ReLU(), layer)).errors == ()
+
+
+def two(weight: Tensor, other: Tensor) -> nn.ModuleDict:
+    model = nn.ModuleDict({name: nn.Linear(8, 8, bias=False) for name in "ab"})
+    model["a"].weight, model["b"].weight = nn.Parameter(weight), nn.Parameter(other)
+    return model
+
+
+def test_two_parameters_over_the_same_memory_are_tied() -> None:
+    """As older code ties them, through `.data`."""
+    weight = torch.randn(8, 8)
+
+    for other in (weight, weight.T):
+        assert [error.partition(":")[0] for error in planned(weights(INT8), two(weight, other)).errors] == [
+            "a.weight is tied to b.weight",
+            "b.weight is tied to a.weight",
+        ]
+
+
+def test_parts_of_one_larger_tensor_are_not() -> None:
+    assert planned(weights(INT8), two(*torch.randn(16, 8).split(8))).errors == ()
+
+
+def test_a_tied_weight_cannot_be_turned_on_later() -> None:
+    weight = torch.randn(8, 8)
+    inputs = {"quant_cfg": [entry("*input_quantizer", INT8)], "algorithm": None}
+    model = octavo.quantize(two(weight, weight), inputs, quiet=True)
+
+    message = (
+        "^1 quantizers do not fit; nothing was changed: b.weight is tied to a.weight: quantizing one side"
+    )
+    with pytest.raises(PlanError, match=message):
+        octavo.set_quantizer_by_cfg(model, [entry("b.weight_quantizer", INT8)])
+
+    assert model["b"].weight_quantizer.spec is None

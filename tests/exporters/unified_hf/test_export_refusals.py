@@ -178,3 +178,31 @@ def test_layers_that_are_not_linear(layer: nn.Module, kind: str, tmp_path: Path)
     with pytest.raises(ExportError, match=message):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_was_tied_since(tmp_path: Path) -> None:
+    model = quantized("INT8_WEIGHT_ONLY_CFG")
+    first, second = (f"model.layers.{index}.mlp.up_proj" for index in range(2))
+    model.get_submodule(first).weight = model.get_submodule(second).weight
+
+    message = (
+        rf"^{first}.weight is quantized, and was tied to {second}.weight since; a checkpoint would hold one"
+    )
+    with pytest.raises(ExportError, match=message):
+        export(model, tmp_path / "out")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_side_that_was_tied_since(tmp_path: Path) -> None:
+    model: Any = quantized("INT8_WEIGHT_ONLY_CFG")
+    model.lm_head.weight = model.model.layers[
+        0
+    ].mlp.up_proj.weight  # of another shape: only the export is asked
+
+    with pytest.raises(
+        ExportError, match=r"^model.layers.0.mlp.up_proj.weight .* tied to lm_head.weight since"
+    ):
+        export(model, tmp_path / "out")
+    octavo.disable_quantizer(model, "model.layers.0.mlp.up_proj.*")
+    export(model, tmp_path / "out")
