@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, Both, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
 from octavo.core.calibration.part import WHOLE, Part
+from octavo.core.calibration.run_log import RunLog
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.calibration.statistics.needs import NOTHING, Needs
 from octavo.core.console import say
@@ -26,6 +27,7 @@ def calibrate_max(
     needs: Needs = NOTHING,
     inputs: Mapping[TensorQuantizer, StatisticsCollector] | None = None,
     part: Part = WHOLE,
+    log: RunLog | None = None,
 ) -> None:
     """Calibrate every quantizer that is not calibrated yet, by one run of the data.
 
@@ -38,6 +40,7 @@ def calibrate_max(
         needs: Whether every expert sees every token.
         inputs: Collectors of statistics to run along, by the quantizer of the input.
         part: Whose quantizers to calibrate.
+        log: Takes in the tokens of experts, and the warnings.
 
     Raises:
         CalibrationError: data is needed and there is none, a quantizer was never reached, or statistics are not
@@ -57,7 +60,7 @@ def calibrate_max(
     attached: dict[TensorQuantizer, Collector] = {**collectors, **inputs}
     for quantizer in collectors.keys() & inputs.keys():
         attached[quantizer] = Both(collectors[quantizer], inputs[quantizer])
-    with collecting(model, attached), counting_tokens(model, needs.all_experts):
+    with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
@@ -72,8 +75,12 @@ def calibrate_max(
         )
     _check_finite(seen)
     _set_states(collectors)
-    for note in routing_notes(model, unrouted):
+    notes = list(routing_notes(tokens, unrouted))
+    for note in notes:
         say(f"warning: {note}", quiet)
+    if log is not None:
+        log.tokens_per_expert.update(tokens)
+        log.warnings += notes
 
 
 @torch.no_grad()

@@ -10,12 +10,14 @@ from torch import nn
 
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.attach import attach, check_reached
+from octavo.core.calibration.calibration_report import add_to_report, noted
 from octavo.core.calibration.cost import measured
 from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.calibration.max_scales import calibrate_weights, uncalibrated
+from octavo.core.calibration.run_log import RunLog
 from octavo.core.console import say
 from octavo.core.errors import ModeError
 from octavo.core.modes.record import history, last_record, set_history
@@ -75,9 +77,7 @@ def quantize(
         if forward_loop is not None and not algorithms:
             say(_DATA_NOT_RUN, quiet)
         groups = [list(group) for group in made.groups]
-        with measured() as cost:
-            rows = _run(model, algorithms, forward_loop, quiet, groups)
-        report = {"weights": rows, **cost}
+        report = _run(model, algorithms, forward_loop, quiet, groups)
         state.update(layers=describe_quantizers(model), same_input=groups, report=report)
     say(made.summary(), quiet)
     return model
@@ -111,7 +111,8 @@ def calibrate(
         say("every quantizer is calibrated already, so the data was not run", quiet)
     record = last_record(model, "quantize")
     groups = record.state["same_input"] if record is not None else []
-    _run(model, algorithms, forward_loop, quiet, groups)
+    report = _run(model, algorithms, forward_loop, quiet, groups)
+    add_to_report(model, report)
     return model
 
 
@@ -139,13 +140,16 @@ def _run(
     forward_loop: ForwardLoop | None,
     quiet: bool,
     groups: Sequence[Sequence[str]],
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
+    """Return what the run notes for the model's report."""
     if not algorithms:
-        return []
+        return {}
     from octavo.core.calibration.run import run_algorithms
 
-    rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups)
-    return rows
+    log = RunLog()
+    with measured() as cost:
+        rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups, log)
+    return noted(rows, log, cost)
 
 
 def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from typing import Any
 
@@ -13,10 +14,13 @@ from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.block_calls import CalibratedBlock, capture_calls, run_block
 from octavo.core.calibration.calibration import Calibration, Groups, Originals, first_readers, input_name
 from octavo.core.calibration.collectors import collecting
+from octavo.core.calibration.expert_inputs import watching_experts
+from octavo.core.calibration.expert_rules import ExpertRules
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.calibration.layerwise import Layerwise, blocks_of
 from octavo.core.calibration.max_scales import calibrate_max
 from octavo.core.calibration.part import WHOLE, Part
+from octavo.core.calibration.run_log import RunLog
 from octavo.core.calibration.statistics import Needs
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.console import track
@@ -34,6 +38,7 @@ def run_algorithms(
     forward_loop: ForwardLoop | None,
     quiet: bool,
     groups: Groups = (),
+    log: RunLog | None = None,
 ) -> tuple[Rows, Originals]:
     """Calibrate a quantized model, whose weights have scales already.
 
@@ -45,6 +50,7 @@ def run_algorithms(
         forward_loop: The data, or None where nothing needs it.
         quiet: Print nothing.
         groups: Names of layers that read the same tensor.
+        log: Takes in what happened beside that.
 
     Returns:
         (what was done to each weight, the original values of weights that changed).
@@ -56,7 +62,7 @@ def run_algorithms(
     groups = tuple(tuple(group) for group in groups)
     layerwise = next((a.layerwise for a in algorithms if a.layerwise.enable), None)
     run = None if forward_loop is None else lambda: run_forward_loop(model, forward_loop, quiet)
-    stages = _Stages(model, algorithms, groups, quiet)
+    stages = _Stages(model, algorithms, groups, quiet, RunLog() if log is None else log)
     try:
         if layerwise is None:
             stages.calibrate(run)
@@ -72,7 +78,7 @@ class _Stages:
     """Calibrates a model at once, or part by part."""
 
     def __init__(
-        self, model: nn.Module, algorithms: Sequence[Algorithm], groups: Groups, quiet: bool
+        self, model: nn.Module, algorithms: Sequence[Algorithm], groups: Groups, quiet: bool, log: RunLog
     ) -> None:
         self.model = model
         self.quiet = quiet
@@ -80,18 +86,30 @@ class _Stages:
         self.originals = Originals()
         self._algorithms = algorithms
         self._groups = groups
-        self._needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), Needs())
+        self._log = log
+        self._experts = ExpertRules.of(algorithms)
+        start = Needs(all_experts=self._experts.all_experts)
+        self._needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), start)
 
     def calibrate(
         self, run: Callable[[], None] | None, part: Part = WHOLE, block: CalibratedBlock | None = None
     ) -> None:
         """Calibrate a part by one run of its data, then by every algorithm in turn."""
         inputs = self._input_collectors(part) if self._needs.any_input else {}
-        calibrate_max(self.model, run, self.quiet, self._needs, inputs, part)
-        seen = {c.name: c.statistics for c in inputs.values() if c.statistics is not None}
-        calibration = Calibration(self.model, self._groups, seen, self.originals, self.quiet, part, block)
+        watched = (
+            watching_experts(self.model, part, self._needs)
+            if inputs and self._experts.own
+            else nullcontext({})
+        )
+        with self._log.timing("data"), watched as own:
+            calibrate_max(self.model, run, self.quiet, self._needs, inputs, part, self._log)
+        seen = {c.name: c.statistics for c in inputs.values() if c.statistics is not None} | own
+        calibration = Calibration(
+            self.model, self._groups, seen, self.originals, self.quiet, part, block, self._experts
+        )
         for algorithm in self._algorithms:
-            algorithm.run(calibration)
+            with self._log.timing(algorithm.method):
+                algorithm.run(calibration)
         self.rows += calibration.rows
 
     def _input_collectors(self, part: Part) -> dict[TensorQuantizer, StatisticsCollector]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.core.calibration.calibration_report import calibration_report
 from octavo.core.calibration.finalize import finalized, target_differences
 from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
@@ -31,6 +32,7 @@ from octavo.core.quantizers import TensorQuantizer
 from octavo.core.report.files import write_report
 from octavo.core.report.run_report import run_report
 from octavo.core.report.weight_error import WeightErrors
+from octavo.core.report.weight_rows import weight_rows
 
 NamedTensors = Iterator[tuple[str, Tensor]]
 
@@ -102,6 +104,7 @@ def write_checkpoint(
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
             differences = target_differences(model) + spelling.differences
+            rows = weight_rows(spelling.weights, errors.sqnr, calibration_report(model).get("weights", []))
         manifest = writer.finish()
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
@@ -110,7 +113,7 @@ def write_checkpoint(
             export_dir, len(manifest), num_bytes, spelling.warnings, spelling.exporter, differences
         )
         left_out = left_out_modules(model, spelling.weights)
-        write_report(folder, run_report(model, spelling.weights, errors.sqnr(), report, left_out))
+        write_report(folder, run_report(model, rows, report, left_out))
     for warning in spelling.warnings:
         say(f"warning: {warning}", options.quiet)
     for difference in differences:

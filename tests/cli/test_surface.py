@@ -51,6 +51,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--trust-remote-code": False,
         "--json": False,
     },
+    "report": {"DIRECTORY": "required", "--worst": 10, "--json": False},
     "presets": {"--json": False},
     "plugins": {"--json": False},
 }
