@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from octavo.core.calibration.run_log import RunLog
-from octavo.core.modes.record import history, set_history
+from octavo.core.modes.record import history, part, set_history
 
 _MODE = "quantize"
 
@@ -34,6 +34,22 @@ def calibration_report(model: nn.Module) -> dict[str, Any]:
     """Return what the runs over a model noted; empty where none did."""
     records = [record for record in history(model) if record.mode == _MODE]
     return dict(records[-1].state.get("report") or {}) if records else {}
+
+
+def check_report(state: Mapping[str, Any], where: str) -> None:
+    """Refuse a record's state whose report is damaged; one without a report is fine.
+
+    Raises:
+        CheckpointError: a part is missing or of another kind; it is named.
+    """
+    if not state.get("report"):
+        return
+    report = part(state, "report", dict, where)
+    for name, kind in (("tokens_per_expert", dict), ("warnings", list), ("cost", dict)):
+        part(report, name, kind, f"the report in {where}")
+    for row in part(report, "weights", list, f"the report in {where}"):
+        part(row, "weight", str, f"a row of the report in {where}")
+        part(row, "algorithm", str, f"a row of the report in {where}")
 
 
 def add_to_report(model: nn.Module, report: Mapping[str, Any]) -> None:

@@ -30,6 +30,6 @@ def _peaks() -> dict[str, float]:
 
         unit = 1 if sys.platform == "darwin" else 1024
         peaks["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         peaks["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
     return peaks

@@ -14,7 +14,7 @@ from octavo.core.calibration.experts import EXPERT
 from octavo.core.calibration.part import Part
 from octavo.core.calibration.statistics import InputStatistics, Needs
 from octavo.core.calibration.statistics.collector import StatisticsCollector
-from octavo.core.modules import QuantExperts, quantized_layers
+from octavo.core.modules import QuantExperts, QuantModule, quantized_layers
 
 
 @contextmanager
@@ -71,15 +71,16 @@ class ExpertInputs:
         self._rules = rules
         self._merged: dict[tuple[str, str], InputStatistics | None] = {}
 
-    def of_stacked(self, inputs: str, index: int, layer: QuantExperts) -> ExpertInput:
+    def of_stacked(self, inputs: str, index: int, layer: QuantModule) -> ExpertInput:
         """Return what is known of the input of expert `index`; `inputs` is the name of the input's quantizer."""
         shared = self._statistics.get(inputs)
         if shared is None or not self._rules.own:
             return ExpertInput(shared)
         own = self._statistics.get(f"{inputs}[{index}]")
-        if not self._rules.all_experts or layer.tokens_per_expert is None:
+        chosen = layer.tokens_per_expert if isinstance(layer, QuantExperts) else None
+        if not self._rules.all_experts or chosen is None:
             return self._own_unless_starved(own, shared)
-        tokens, own = int(layer.tokens_per_expert[index]), own or shared
+        tokens, own = int(chosen[index]), own or shared
         starved = tokens < self._rules.min_tokens
         return ExpertInput(own, f"{self._why(tokens)}: every token was shown to it" if starved else None)
 

@@ -46,7 +46,10 @@ def counting_tokens(
         for _, layer in stacks:
             layer.stop_counting()
         single.stop()
-        counts.update({name: layer.tokens_per_expert.tolist() for name, layer in stacks}, **single.counts())
+        counts.update(single.counts())
+        for name, layer in stacks:
+            if layer.tokens_per_expert is not None:
+                counts[name] = layer.tokens_per_expert.tolist()
 
 
 def tokens_per_expert(model: nn.Module) -> dict[str, Tensor]:

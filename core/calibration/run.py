@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -21,7 +21,7 @@ from octavo.core.calibration.layerwise import Layerwise, blocks_of
 from octavo.core.calibration.max_scales import calibrate_max
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.run_log import RunLog
-from octavo.core.calibration.statistics import Needs
+from octavo.core.calibration.statistics import InputStatistics, Needs
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.console import track
 from octavo.core.errors import CalibrationError
@@ -96,11 +96,9 @@ class _Stages:
     ) -> None:
         """Calibrate a part by one run of its data, then by every algorithm in turn."""
         inputs = self._input_collectors(part) if self._needs.any_input else {}
-        watched = (
-            watching_experts(self.model, part, self._needs)
-            if inputs and self._experts.own
-            else nullcontext({})
-        )
+        watched: AbstractContextManager[dict[str, InputStatistics]] = nullcontext({})
+        if inputs and self._experts.own:
+            watched = watching_experts(self.model, part, self._needs)
         with self._log.timing("data"), watched as own:
             calibrate_max(self.model, run, self.quiet, self._needs, inputs, part, self._log)
         seen = {c.name: c.statistics for c in inputs.values() if c.statistics is not None} | own

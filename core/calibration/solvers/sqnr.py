@@ -17,8 +17,8 @@ def decibels(signal: float, noise: float) -> float | None:
 
 def tensor_sqnr(exact: Tensor, rounded: Tensor) -> float | None:
     """Return the SQNR of `rounded`, which stands for `exact` (same shape), in dB; None as `decibels` says."""
-    exact = exact.double()
-    return decibels(float(exact.square().sum()), float((rounded.double() - exact).square().sum()))
+    exact = exact.float()
+    return decibels(_sum_of_squares(exact), _sum_of_squares(rounded.float() - exact))
 
 
 def gram_sqnr(original: Tensor, new: Tensor, gram: Tensor) -> float | None:
@@ -30,6 +30,10 @@ def gram_sqnr(original: Tensor, new: Tensor, gram: Tensor) -> float | None:
         gram: G = XᵀX [in, in].
     """
     return decibels(_energy(original.float(), gram), _energy(new.float() - original.float(), gram))
+
+
+def _sum_of_squares(x: Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
 
 
 def _energy(weight: Tensor, gram: Tensor) -> float:
