@@ -53,9 +53,9 @@ def check_report(state: Mapping[str, Any], where: str) -> None:
 
 
 def add_to_report(model: nn.Module, report: Mapping[str, Any]) -> None:
-    """Add what a further run noted; `cost` then is that of the last one."""
+    """Add what a further run noted, if anything; `cost` then is that of the last one."""
     before = calibration_report(model)
-    if not report:
+    if not any(report.get(key) for key in ("weights", "tokens_per_expert", "warnings")):
         return
     both = {
         "weights": [*before.get("weights", []), *report["weights"]],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -50,12 +50,18 @@ def _facts(report: Mapping[str, Any]) -> str:
         "checkpoint": f"{totals['bytes'] / 1e6:,.2f} MB in {totals['tensors']:,} tensors ({report['exporter']})",
         "algorithm": json.dumps(report["config"].get("algorithm")),
     }
+    lines = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()]
+    return "".join([*lines, *(f"<dt>{name}</dt><dd class=cost>{value}</dd>" for name, value in _costs(cost))])
+
+
+def _costs(cost: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what differs from run to run, and is marked as such."""
     if "seconds" in cost:
-        facts["calibration"] = f"{cost['seconds']:,.1f} s ({cost['cpu_seconds']:,.1f} s of CPU time)"
+        parts = "".join(f"; {escape(name)} {seconds:,.1f} s" for name, seconds in cost["seconds_of"].items())
+        yield "calibration", f"{cost['seconds']:,.1f} s ({cost['cpu_seconds']:,.1f} s of CPU time){parts}"
     for key, name in (("peak_bytes", "peak memory"), ("peak_gpu_bytes", "peak GPU memory")):
         if key in cost:
-            facts[name] = f"{cost[key] / 1e6:,.0f} MB"
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+            yield name, f"{cost[key] / 1e6:,.0f} MB"
 
 
 def _row(row: Mapping[str, Any]) -> str:
