@@ -100,7 +100,8 @@ def report(num_rows: int) -> dict[str, Any]:
         "version": 1, "model": "Model<&>", "config": {"algorithm": "nearest"}, "exporter": "unified_hf",
         "totals": {"weights": num_rows, "fallbacks": 1, "tensors": 9, "bytes": 5_000_000}, "weights": rows,
         "tokens_per_expert": {"model.layers.0.experts": [0, 9, 5]}, "left_out": ["lm_head"], "differences": [],
-        "warnings": ["expert 0 was never chosen"], "cost": {"seconds": 3.25, "cpu_seconds": 6.5, "seconds_of": {"data": 3.0}, "peak_bytes": 10**9},
+        "warnings": ["expert 0 was never chosen"],
+        "cost": {"seconds": 3.25, "cpu_seconds": 6.5, "seconds_of": {"data": 3.0}, "peak_bytes": 10**9},
     }  # fmt: skip
 
 
