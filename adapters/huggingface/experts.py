@@ -61,17 +61,26 @@ class QuantStackedExperts(QuantExperts):
         routed = self._routed(top_k_index)
         if not routed:
             return torch.zeros_like(hidden_states)
-        hidden = [self._gated(self._project(up, expert, x[token], weights)) for expert, token, _ in routed]
+        hidden = [
+            self._gated(self._project(up, expert, self.shown(up, expert, x[token]), weights))
+            for expert, token, _ in routed
+        ]
         seen = torch.split(
             getattr(self, down.inputs).observe(torch.cat(hidden)), [len(part) for part in hidden]
         )
         result = torch.zeros_like(hidden_states)
         for (expert, token, position), part in zip(routed, seen, strict=True):
-            output = self._project(down, expert, part, weights) * top_k_weights[token, position, None]
+            output = (
+                self._project(down, expert, self.shown(down, expert, part), weights)
+                * top_k_weights[token, position, None]
+            )
             result.index_add_(0, token, output.to(result.dtype))
         if self.shows_all_tokens:
             for expert in range(self.num_experts):
-                getattr(self, down.inputs).observe(self._gated(self._project(up, expert, x, weights)))
+                seen_by_all = getattr(self, down.inputs).observe(
+                    self._gated(self._project(up, expert, x, weights))
+                )
+                self.shown(down, expert, seen_by_all, is_chosen=False)
         return result
 
     def _routed(self, top_k_index: Tensor) -> list[tuple[int, Tensor, Tensor]]:

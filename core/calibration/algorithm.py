@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from octavo.core.calibration.layerwise import Layerwise
 from octavo.core.calibration.statistics.needs import Needs
@@ -18,12 +18,23 @@ class Algorithm(BaseModel):
 
     Attributes:
         method: The name by which a config asks for it.
-        layerwise: Whether to calibrate block by block; one algorithm of a list that says so does for all.
+        layerwise: Whether to calibrate block by block. This and what follows: one algorithm of a list that asks for it
+            does for all.
+        all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
+        expert_statistics: Experts whose weights are stacked share the statistics of their inputs, or each has its own:
+            of the tokens that it was chosen for, or with `all_experts` of all. Experts that are layers of their own
+            have their own in any case.
+        min_expert_tokens: An expert that saw fewer tokens is not solved with its own statistics.
+        expert_fallback: It is solved with those of all experts instead, or keeps the scales of `max`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: ClassVar[str] = ""
     layerwise: Layerwise = Layerwise()
+    all_experts: StrictBool = False
+    expert_statistics: Literal["shared", "own"] = "shared"
+    min_expert_tokens: int = Field(default=1, ge=1, strict=True)
+    expert_fallback: Literal["shared", "weight_only"] = "shared"
 
     def needs(self) -> Needs:
         """Return what it must know of the inputs of weights."""

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.block_calls import CalibratedBlock
+from octavo.core.calibration.expert_inputs import ExpertInput, ExpertInputs
+from octavo.core.calibration.expert_rules import SHARED, ExpertRules
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.solvers.grid import static
+from octavo.core.calibration.solvers.sqnr import gram_sqnr, tensor_sqnr
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.calibration.weight_problem import WeightProblem
 from octavo.core.errors import listed
@@ -72,10 +75,12 @@ class Calibration:
         originals: Keeps the values of weights that change.
         quiet: Print nothing.
         part: Which weights are solved.
-
-    Attributes:
         block: The block that is calibrated alone, with what it reads and returns; None when the model is calibrated
             whole.
+        experts: Which statistics experts are solved with.
+
+    Attributes:
+        block: As given.
         rows: What was done to each weight, JSON-ready, for the report.
     """
 
@@ -88,6 +93,7 @@ class Calibration:
         quiet: bool = False,
         part: Part = WHOLE,
         block: CalibratedBlock | None = None,
+        experts: ExpertRules = SHARED,
     ) -> None:
         self.model = model
         self.block = block
@@ -95,14 +101,16 @@ class Calibration:
         self.quiet = quiet
         self.groups = tuple(tuple(group) for group in groups)
         self.rows: list[dict[str, Any]] = []
-        self._statistics = statistics
+        self._inputs = ExpertInputs(statistics, experts)
+        self._left: set[str] = set()
         self._originals = originals
         self._first = first_readers(self.groups)
 
     def problems(self) -> Iterator[WeightProblem]:
         """Yield every weight matrix with a single quantizer that is on; weights of a stack one by one.
 
-        Weights with other dims (convolutions), or with several quantizers in turn, keep the scales of `max`.
+        Weights with other dims (convolutions), or with several quantizers in turn, keep the scales of `max`; so do
+        experts of which too little is known, which is noted.
         """
         for name, layer in quantized_layers(self.model):
             if not self._part.has(name):
@@ -112,12 +120,13 @@ class Calibration:
                 if not _is_single(layer, slot):
                     continue
                 weight = weights[slot.quantizer]
-                known = self._statistics.get(input_name(name, slot, self._first))
+                inputs = input_name(name, slot, self._first)
                 if slot.is_stacked:
                     for index in range(len(weight)):
-                        yield WeightProblem(name, layer, slot, index, known)
+                        known = self._inputs.of_stacked(inputs, index, layer)
+                        yield from self._solvable(name, layer, slot, index, known)
                 elif weight.dim() == 2:
-                    yield WeightProblem(name, layer, slot, None, known)
+                    yield from self._solvable(name, layer, slot, None, self._inputs.of_layer(inputs))
 
     def grouped(self) -> list[list[WeightProblem]]:
         """Return the problems, those of layers that read the same tensor together."""
@@ -128,7 +137,17 @@ class Calibration:
         return list(found.values())
 
     def report(self, problem: WeightProblem, algorithm: str, **details: Any) -> None:
-        """Note what `algorithm` did to a weight; `details` are JSON-ready."""
+        """Note what `algorithm` did to a weight.
+
+        Args:
+            problem: The weight.
+            algorithm: The algorithm's name.
+            details: What it chose, JSON-ready; those with a meaning of their own are `fallback` (what it did instead of
+                what it should, and why), `weight_sqnr_db` and `output_sqnr_db` (`report_errors`).
+        """
+        reasons = [reason for reason in (problem.fallback, details.get("fallback")) if reason]
+        if reasons:
+            details["fallback"] = "; ".join(reasons)
         self.rows.append({"weight": problem.name, "algorithm": algorithm, **details})
 
     def few_tokens(self) -> str:
@@ -144,6 +163,32 @@ class Calibration:
             f"the inputs of {len(few)} of {len(known)} layers saw fewer tokens than they have channels, so that "
             f"damping decides in the directions that none showed: {listed(few, 3)}; give more calibration data"
         )
+
+    @torch.no_grad()
+    def report_errors(
+        self, problem: WeightProblem, original_weight: Tensor, new_weight: Tensor
+    ) -> dict[str, float | None]:
+        """Return how well a new weight stands for the original one, as `report` takes it.
+
+        The output's ratio is that of all tokens where their Gram is known, with inputs as they are; else that of the
+        held tokens, with inputs as they are rounded.
+
+        Args:
+            problem: The weight.
+            original_weight: [out, in], as the quantizer sees it under the present factors (`problem.weight()`).
+            new_weight: [out, in], the values that will be stored.
+
+        Returns:
+            `weight_sqnr_db` and `output_sqnr_db`, in dB; None where nothing was lost, or nothing is known.
+        """
+        known = problem.statistics
+        output: float | None = None
+        if known is not None and known.needs.gram:
+            output = gram_sqnr(original_weight, new_weight, problem.gram())
+        elif known is not None and len(known.held.tokens()):
+            exact = problem.held_tokens().float() @ original_weight.float().T
+            output = tensor_sqnr(exact, problem.rounded_tokens() @ new_weight.float().T)
+        return {"weight_sqnr_db": tensor_sqnr(original_weight, new_weight), "output_sqnr_db": output}
 
     @torch.no_grad()
     def set_weight(self, problem: WeightProblem, weight: Tensor) -> None:
@@ -176,6 +221,17 @@ class Calibration:
                 shared = torch.stack([q.global_amax for q in quantizers]).amax(0)
                 for quantizer in quantizers:
                     quantizer.set_state(**{**quantizer.named_state(), "global_amax": shared})
+
+    def _solvable(
+        self, name: str, layer: QuantModule, slot: WeightSlot, index: int | None, known: ExpertInput
+    ) -> Iterator[WeightProblem]:
+        """Yield the problem, or note once that there is none."""
+        problem = WeightProblem(name, layer, slot, index, known.statistics, known.fallback)
+        if known.is_solved:
+            yield problem
+        elif problem.name not in self._left:
+            self._left.add(problem.name)
+            self.report(problem, "max")
 
 
 def first_readers(groups: Groups) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, Both, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
 from octavo.core.calibration.part import WHOLE, Part
+from octavo.core.calibration.run_log import RunLog
 from octavo.core.calibration.statistics.bad_batches import BadBatches
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.calibration.statistics.needs import NOTHING, Needs
@@ -28,6 +29,7 @@ def calibrate_max(
     inputs: Mapping[TensorQuantizer, StatisticsCollector] | None = None,
     part: Part = WHOLE,
     bad_batches: BadBatches | None = None,
+    log: RunLog | None = None,
 ) -> None:
     """Calibrate every quantizer that is not calibrated yet, by one run of the data.
 
@@ -41,6 +43,7 @@ def calibrate_max(
         inputs: Collectors of statistics to run along, by the quantizer of the input.
         part: Whose quantizers to calibrate.
         bad_batches: Notes batches that are not finite, and leaves them out; None refuses them.
+        log: Takes in the tokens of experts, and the warnings.
 
     Raises:
         CalibrationError: data is needed and there is none, a quantizer was never reached, or statistics are not
@@ -57,31 +60,26 @@ def calibrate_max(
         )
     memo = AmaxMemo()
     collectors = {q: _collector(q, q.spec, memo) for _, q in waiting if q.spec is not None}
-    attached: dict[TensorQuantizer, Collector] = {**collectors, **inputs}
-    for quantizer in collectors.keys() & inputs.keys():
-        attached[quantizer] = Both(collectors[quantizer], inputs[quantizer])
+    attached = _together(collectors, inputs)
     if bad_batches is not None:
         shown = {quantizer: collector.name for quantizer, collector in inputs.items()}
         attached = bad_batches.guards(attached, shown | {q: name for name, q in waiting})
-    with collecting(model, attached), counting_tokens(model, needs.all_experts):
+    with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
     for name, quantizer in waiting:
         if name in unrouted and quantizer.spec is not None:
             collectors[quantizer] = AmaxCollector.of(quantizer.spec, unrouted[name])
-    unseen = [name for name, _ in waiting if name not in seen and name not in unrouted]
-    if bad_batches is not None:
-        bad_batches.check_some_left(unseen)
-    if unseen:
-        raise CalibrationError(
-            f"calibration data never reached {len(unseen)} quantizers: {listed(unseen)}; give data that runs "
-            "these layers, or exclude them"
-        )
+    _check_reached([name for name, _ in waiting if name not in seen and name not in unrouted], bad_batches)
     _check_finite(seen, {name: collectors[q] for name, q in waiting})
     _set_states(collectors)
-    for note in routing_notes(model, unrouted):
+    notes = list(routing_notes(tokens, unrouted))
+    for note in notes:
         say(f"warning: {note}", quiet)
+    if log is not None:
+        log.tokens_per_expert.update(tokens)
+        log.warnings += notes
 
 
 @torch.no_grad()
@@ -122,6 +120,26 @@ def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | Non
     from octavo.core.calibration.histogram import HistogramCollector  # only where a calibrator asks for one
 
     return HistogramCollector(spec, quantizer.calibrator, memo)
+
+
+def _together(
+    collectors: Mapping[TensorQuantizer, Collector], inputs: Mapping[TensorQuantizer, Collector]
+) -> dict[TensorQuantizer, Collector]:
+    """Return the collectors to attach; a quantizer that has one of each gets both."""
+    attached = {**collectors, **inputs}
+    for quantizer in collectors.keys() & inputs.keys():
+        attached[quantizer] = Both(collectors[quantizer], inputs[quantizer])
+    return attached
+
+
+def _check_reached(unseen: Sequence[str], bad_batches: BadBatches | None) -> None:
+    if bad_batches is not None:
+        bad_batches.check_some_left(unseen)
+    if unseen:
+        raise CalibrationError(
+            f"calibration data never reached {len(unseen)} quantizers: {listed(unseen)}; give data that runs "
+            "these layers, or exclude them"
+        )
 
 
 def _check_finite(seen: Mapping[str, Tensor], data: Mapping[str, AmaxCollector] | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from octavo.core.calibration.attach import detach
+from octavo.core.calibration.calibration_report import check_report
 from octavo.core.calibration.finalized import check_not_finalized, forget_finalization
 from octavo.core.calibration.layer_records import attach_described, describe_quantizers
 from octavo.core.modes.record import part
@@ -36,6 +37,7 @@ class QuantizeMode:
         """
         where = "the record of mode 'quantize'"
         part(state, "same_input", list, where)  # finalizing reads it
+        check_report(state, where)
         attach_described(model, part(state, "layers", dict, where))
 
     def undo(self, model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 from octavo.core.formats.scales import beside
-from octavo.core.modules import quantized_layers
+from octavo.core.modules import WeightSlot, quantized_layers
 from octavo.core.quantizers import TensorQuantizer
 
 if TYPE_CHECKING:
@@ -65,16 +65,18 @@ class Mse(Algorithm):
         Raises:
             CalibrationError: a weight is offloaded, so that it cannot be searched; it is named.
         """
-        searched = [found for found in _weights(calibration.model) if _is_searched(*found[1:], self)]
-        offloaded = [name for name, _, weight in searched if weight.is_meta]
+        searched = [found for found in _weights(calibration.model) if _is_searched(*found[2:], self)]
+        offloaded = [f"{name}.{slot.quantizer}" for name, slot, _, weight in searched if weight.is_meta]
         if offloaded:
             raise CalibrationError(
                 f"the search of 'mse' needs weights in memory, and {len(offloaded)} are offloaded: "
                 f"{listed(offloaded)}; load the model without offloading, or use the algorithm 'max'"
             )
-        for _, quantizer, weight in searched:
-            amax = best_amax(weight.detach(), quantizer, self)
+        for name, slot, quantizer, weight in searched:
+            largest, amax = quantizer.amax.clone(), best_amax(weight.detach(), quantizer, self)
             quantizer.set_state(**{**quantizer.named_state(), "amax": amax})
+            note = {"weight": f"{name}.{slot.parameter}".removeprefix("."), "algorithm": self.method}
+            calibration.rows.append({**note, "mean_multiplier": _mean_ratio(amax, largest)})
 
 
 @torch.no_grad()
@@ -116,13 +118,18 @@ def _sum_by_scale(error: Tensor, spec: QuantSpec) -> Tensor:
     return (blocked.sum(dims) if dims else blocked).reshape(spec.granularity.scale_shape(error.shape))
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer, Tensor]]:
-    """Yield every weight with a single quantizer that is on, and the quantizer's name."""
-    for layer_name, layer in quantized_layers(model):
-        for name, weight in layer.quantized_weights().items():
-            quantizer = layer.quantizers()[name]
+def _mean_ratio(amax: Tensor, largest: Tensor) -> float:
+    return float((amax / largest)[largest > 0].mean()) if bool((largest > 0).any()) else 1.0
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, WeightSlot, TensorQuantizer, Tensor]]:
+    """Yield (layer's name, slot, quantizer, weight) of every weight with a single quantizer that is on."""
+    for name, layer in quantized_layers(model):
+        weights = layer.quantized_weights()
+        for slot in layer.weight_slots():
+            quantizer = layer.quantizers()[slot.quantizer]
             if isinstance(quantizer, TensorQuantizer) and quantizer.enabled:
-                yield f"{layer_name}.{name}", quantizer, weight
+                yield name, slot, quantizer, weights[slot.quantizer]
 
 
 def _is_searched(quantizer: TensorQuantizer, weight: Tensor, options: Mse) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.attach import attach, check_reached
+from octavo.core.calibration.calibration_report import add_to_report, noted
 from octavo.core.calibration.cost import measured
 from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
@@ -18,6 +19,7 @@ from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.calibration.given import NOTHING_GIVEN, Given, given_for
 from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.calibration.max_scales import calibrate_weights, uncalibrated
+from octavo.core.calibration.run_log import RunLog
 from octavo.core.console import say
 from octavo.core.errors import ModeError
 from octavo.core.modes.record import history, last_record, set_history
@@ -89,9 +91,7 @@ def quantize(
         if forward_loop is not None and not algorithms:
             say(_DATA_NOT_RUN, quiet)
         groups = [list(group) for group in made.groups]
-        with measured() as cost:
-            rows = _run(model, algorithms, forward_loop, quiet, groups, given)
-        report = {"weights": rows, **cost}
+        report = _run(model, algorithms, forward_loop, quiet, groups, given)
         state.update(layers=describe_quantizers(model), same_input=groups, report=report, **given.describe())
     given.say(quiet)
     say(made.summary(), quiet)
@@ -126,7 +126,8 @@ def calibrate(
         say("every quantizer is calibrated already, so the data was not run", quiet)
     record = last_record(model, "quantize")
     groups = record.state["same_input"] if record is not None else []
-    _run(model, algorithms, forward_loop, quiet, groups)
+    report = _run(model, algorithms, forward_loop, quiet, groups)
+    add_to_report(model, report)
     return model
 
 
@@ -155,13 +156,16 @@ def _run(
     quiet: bool,
     groups: Sequence[Sequence[str]],
     given: Given = NOTHING_GIVEN,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
+    """Return what the run notes for the model's report."""
     if not algorithms:
-        return []
+        return {}
     from octavo.core.calibration.run import run_algorithms
 
-    rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups, given)
-    return rows
+    log = RunLog()
+    with measured() as cost:
+        rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups, given, log)
+    return noted(rows, log, cost)
 
 
 def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:

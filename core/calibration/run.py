@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
 
@@ -15,11 +15,14 @@ from octavo.core.calibration.block_calls import CalibratedBlock, capture_calls, 
 from octavo.core.calibration.calibration import Calibration, Groups, Originals
 from octavo.core.calibration.collectors import collecting
 from octavo.core.calibration.distinct_inputs import Pass, passes
+from octavo.core.calibration.expert_inputs import watching_experts
+from octavo.core.calibration.expert_rules import ExpertRules
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.calibration.given import NOTHING_GIVEN, Given
 from octavo.core.calibration.layerwise import Layerwise, blocks_of
 from octavo.core.calibration.max_scales import calibrate_max, uncalibrated
 from octavo.core.calibration.part import WHOLE, Part
+from octavo.core.calibration.run_log import RunLog
 from octavo.core.calibration.statistics import InputStatistics, Needs
 from octavo.core.calibration.statistics.known import KnownStatistics
 from octavo.core.console import track
@@ -36,6 +39,7 @@ def run_algorithms(
     quiet: bool,
     groups: Groups = (),
     given: Given = NOTHING_GIVEN,
+    log: RunLog | None = None,
 ) -> tuple[Rows, Originals]:
     """Calibrate a quantized model, whose weights have scales already.
 
@@ -48,6 +52,7 @@ def run_algorithms(
         quiet: Print nothing.
         groups: Names of layers that read the same tensor.
         given: Statistics in place of data, their budget, and what to do with bad batches.
+        log: Takes in what happened beside that.
 
     Returns:
         (what was done to each weight, the original values of weights that changed).
@@ -59,7 +64,7 @@ def run_algorithms(
     groups = tuple(tuple(group) for group in groups)
     layerwise = next((a.layerwise for a in algorithms if a.layerwise.enable), None)
     run = None if forward_loop is None else lambda: run_forward_loop(model, forward_loop, quiet)
-    stages = _Stages(model, algorithms, groups, quiet, given)
+    stages = _Stages(model, algorithms, groups, quiet, given, RunLog() if log is None else log)
     try:
         if layerwise is None:
             stages.calibrate(run)
@@ -75,7 +80,13 @@ class _Stages:
     """Calibrates a model at once, or part by part."""
 
     def __init__(
-        self, model: nn.Module, algorithms: Sequence[Algorithm], groups: Groups, quiet: bool, given: Given
+        self,
+        model: nn.Module,
+        algorithms: Sequence[Algorithm],
+        groups: Groups,
+        quiet: bool,
+        given: Given,
+        log: RunLog,
     ) -> None:
         self.model = model
         self.quiet = quiet
@@ -84,9 +95,12 @@ class _Stages:
         self._algorithms = algorithms
         self._groups = groups
         self._given = given
+        self._log = log
         self._known = None if given.statistics is None else KnownStatistics(given.statistics, model)
         self.is_known = self._known is not None
-        self._needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), Needs())
+        self._experts = ExpertRules.of(algorithms)
+        start = Needs(all_experts=self._experts.all_experts)
+        self._needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), start)
 
     def calibrate(
         self, run: Callable[[], None] | None, part: Part = WHOLE, block: CalibratedBlock | None = None
@@ -97,13 +111,14 @@ class _Stages:
             run = self._known.show
         found = passes(self.model, part, self._groups, self._needs, self._given.budget)
         for number, one in enumerate(found):
-            with self.originals.in_place(self.model) if number else nullcontext():
+            with self.originals.in_place(self.model) if number else nullcontext(), self._log.timing("data"):
                 seen = self._look(run, part, one, is_first=number == 0)
             calibration = Calibration(
-                self.model, self._groups, seen, self.originals, self.quiet, one.part, block
+                self.model, self._groups, seen, self.originals, self.quiet, one.part, block, self._experts
             )
             for algorithm in self._algorithms:
-                algorithm.run(calibration)
+                with self._log.timing(algorithm.method):
+                    algorithm.run(calibration)
             self.rows += calibration.rows
 
     def _look(
@@ -112,10 +127,15 @@ class _Stages:
         """Run the data; return the statistics of the pass's inputs."""
         collectors = one.collectors(self._needs) if self._known is None else {}
         quiet = self.quiet or not is_first  # what a first run warned of, the next one would, too
-        calibrate_max(self.model, run, quiet, self._needs, collectors, part, self._given.bad_batches)
+        watched: AbstractContextManager[dict[str, InputStatistics]] = nullcontext({})
+        if collectors and self._experts.own:
+            watched = watching_experts(self.model, one.part, self._needs)
+        log, bad_batches = self._log, self._given.bad_batches
+        with watched as own:
+            calibrate_max(self.model, run, quiet, self._needs, collectors, part, bad_batches, log)
         if self._known is not None:
             return self._known.inputs([(found.name, found.device) for found in one.inputs], self._needs)
-        return {c.name: c.statistics for c in collectors.values() if c.statistics is not None}
+        return {c.name: c.statistics for c in collectors.values() if c.statistics is not None} | own
 
 
 def _calibrate_layerwise(stages: _Stages, options: Layerwise, run: Callable[[], None] | None) -> None:

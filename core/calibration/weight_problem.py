@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.core import ops
 from octavo.core.calibration.collectors import AmaxCollector
 from octavo.core.calibration.solvers.grid import Grid, amax_state, static
 from octavo.core.calibration.statistics import InputStatistics
@@ -26,6 +27,7 @@ class WeightProblem:
         slot: Which of the layer's parameters.
         index: Which of a stack of weights; None for a weight that is not stacked.
         statistics: Of its input, before `pre_quant_scale`; None when none were asked for.
+        fallback: What these statistics stand in for, where they are not the weight's own as they should be.
     """
 
     layer_name: str
@@ -33,6 +35,7 @@ class WeightProblem:
     slot: WeightSlot
     index: int | None
     statistics: InputStatistics | None
+    fallback: str | None = None
 
     @property
     def name(self) -> str:
@@ -73,6 +76,14 @@ class WeightProblem:
         assert self.statistics is not None  # noqa: S101
         scale, tokens = self._input_scale(), self.statistics.held.tokens()
         return tokens if scale is None else tokens * scale.to(tokens.dtype)
+
+    def rounded_tokens(self) -> Tensor:
+        """Return the held tokens as the weight sees them once the input's quantizers round, fp32 [n, in]."""
+        quantizer = self.layer.quantizers()[self.slot.inputs]
+        tokens = self.held_tokens().float()
+        for stage in quantizer.stages():
+            tokens = ops.operand(tokens, stage.active_state(), stage.active_key, stage.range_mask)
+        return tokens
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of `static(spec)`: the quantizer's own, or for a dynamic format that of its maxima.

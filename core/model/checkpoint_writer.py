@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.core.calibration.calibration_report import calibration_report
 from octavo.core.calibration.finalize import finalized, target_differences
 from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
@@ -33,6 +34,7 @@ from octavo.core.quantizers import TensorQuantizer
 from octavo.core.report.files import write_report
 from octavo.core.report.run_report import run_report
 from octavo.core.report.weight_error import WeightErrors
+from octavo.core.report.weight_rows import weight_rows
 
 NamedTensors = Iterator[tuple[str, Tensor]]
 
@@ -106,6 +108,7 @@ def write_checkpoint(
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
             differences = target_differences(model) + spelling.differences
+            rows = weight_rows(spelling.weights, errors.sqnr, calibration_report(model).get("weights", []))
         manifest = writer.finish()
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
@@ -113,7 +116,7 @@ def write_checkpoint(
         warnings = (*spelling.warnings, *_untried_experts(untried, options.target))
         report = ExportReport(export_dir, len(manifest), num_bytes, warnings, spelling.exporter, differences)
         left_out = left_out_modules(model, spelling.weights)
-        write_report(folder, run_report(model, spelling.weights, errors.sqnr(), report, left_out))
+        write_report(folder, run_report(model, rows, report, left_out))
     for warning in warnings:
         say(f"warning: {warning}", options.quiet)
     for difference in differences:

@@ -53,6 +53,13 @@ class StoredWeight:
         """Whether the weight is a stack that checkpoints hold in one tensor."""
         return isinstance(self.layer, QuantExperts) and self.layer.is_in_one_tensor(self.layer)
 
+    def names(self) -> list[str]:
+        """Return the parameter's name, or those of the weights that it stacks: `experts.down_proj[3]`."""
+        if not self.slot.is_stacked:
+            return [self.name]
+        number = self.layer.get_parameter(self.slot.parameter).shape[0]
+        return [f"{self.name}[{index}]" for index in range(number)]
+
     def packed(
         self, layout: CheckpointLayout, errors: WeightErrors
     ) -> Iterator[tuple[str, PackedTensor, bool]]:
@@ -77,7 +84,7 @@ class StoredWeight:
             return
         for index, names in enumerate(layout.parts[self.name]):
             packed = PackedTensor.pack(weight[index], [tensor[index] for tensor in state], spec)
-            errors.add(self.name, weight[index], packed.dequantize(torch.float32))
+            errors.add(f"{self.name}[{index}]", weight[index], packed.dequantize(torch.float32))
             for segment, name in enumerate(names):
                 yield name.removesuffix(".weight"), self._segment(packed, segment, len(names)), len(names) > 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -26,12 +26,15 @@ class QuantExperts(QuantModule):
         projections: {parameter: names under which configs speak of it, one for each of its equal row segments}.
         tokens_per_expert: int64 [experts]: how many tokens each expert was chosen for in the last calibration.
         shows_all_tokens: Every expert sees every token, to be calibrated; outputs stay those of the chosen ones.
+        watcher: While set, is shown what each expert multiplies its weights with: the name of the input's quantizer,
+            the expert, the input [tokens, in].
     """
 
     projections: ClassVar[dict[str, tuple[str, ...]]] = {}
-    own_attributes = ("tokens_per_expert", "shows_all_tokens", "_counts")
+    own_attributes = ("tokens_per_expert", "shows_all_tokens", "watcher", "_counts")
     tokens_per_expert: Tensor | None = None
     shows_all_tokens: bool = False
+    watcher: Callable[[str, int, Tensor], None] | None = None
     _counts: bool = False
 
     @classmethod
@@ -116,3 +119,12 @@ class QuantExperts(QuantModule):
             num_experts = len(self.tokens_per_expert)
             inside = chosen[chosen < num_experts].cpu()
             self.tokens_per_expert += torch.bincount(inside.flatten(), minlength=num_experts)
+
+    def shown(self, slot: WeightSlot, expert: int, x: Tensor, is_chosen: bool = True) -> Tensor:
+        """Return `x` [tokens, in], which an expert reads, after the watcher has seen it.
+
+        Where every expert sees every token, the watcher sees that, and not the choice.
+        """
+        if self.watcher is not None and is_chosen != self.shows_all_tokens:
+            self.watcher(slot.inputs, expert, x)
+        return x

@@ -1,126 +1,124 @@
-"""The report as one HTML page that needs nothing else: totals, a plot of error by depth, a row for each weight."""
+"""The report as one HTML page that needs nothing else: totals, plots of error by depth, a row for each weight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from statistics import median
 from string import Template
 from typing import Any
 
-_WIDTH, _HEIGHT, _MARGIN = 860, 280, 44
-_COLORS = ("#1b6ca8", "#c8553d", "#4f7942", "#8a5aa8", "#b8860b", "#2a9d8f", "#7a7a7a")
+from octavo.core.report.plot import error_plot
+
+# What a row's columns show already, so that it is not listed among the details of its steps.
+_IN_COLUMNS = ("algorithm", "weight_sqnr_db", "output_sqnr_db", "fallback")
+_NUMBERS = ("block", "weight SQNR, dB", "output SQNR, dB")
+_COLUMNS = (
+    "weight", "block", "format", "inputs", "algorithms", "weight SQNR, dB", "output SQNR, dB", "chosen", "fallback",
+)  # fmt: skip
 
 
 def report_page(report: Mapping[str, Any]) -> str:
     """Return the page of a report."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    weights: Sequence[Mapping[str, Any]] = report["weights"]
+    rows: Sequence[Mapping[str, Any]] = report["weights"]
+    plots = error_plot(rows, "weight_sqnr_db", "weight SQNR, dB") + error_plot(
+        rows, "output_sqnr_db", "output SQNR, dB"
+    )
     return template.substitute(
         model=escape(str(report["model"])),
         facts=_facts(report),
-        plot=_plot(weights),
-        rows="\n".join(map(_row, weights)),
+        plots=plots or "<p>No weight has a depth and an error to plot.</p>",
+        notes=_list("Warnings", report["warnings"])
+        + _list("Differences for the engine", report["differences"]),
+        left_out=_list("Left as they are", report["left_out"]),
         experts=_experts(report["tokens_per_expert"]),
-        warnings=_list("Warnings", report["warnings"]) + _list("Left as they are", report["left_out"]),
+        config=escape(json.dumps(report["config"], indent=1)),
+        heads="".join(f'<th{_class(name)}><button type="button">{name}</button></th>' for name in _COLUMNS),
+        rows="\n".join(map(_row, rows)),
     )
 
 
 def _facts(report: Mapping[str, Any]) -> str:
-    totals, run = report["totals"], report["run"]
-    fallbacks = sum(1 for row in report["weights"] if row["fallback"])
+    totals, cost = report["totals"], report["cost"]
     facts = {
-        "weights quantized": f"{totals['num_weights']:,}",
-        "checkpoint": f"{totals['bytes'] / 1e6:,.2f} MB in {totals['num_tensors']:,} tensors ({totals['exporter']})",
-        "algorithm": str(report["config"].get("algorithm")),
-        "forward passes": str(run.get("forward_passes", "unknown")),
-        "seconds": f"{run['seconds']:.1f}" if "seconds" in run else "unknown",
-        "peak memory": f"{run['peak_bytes'] / 1e6:,.0f} MB" if "peak_bytes" in run else "unknown",
-        "fallbacks": str(fallbacks),
+        "weights quantized": f"{totals['weights']:,}",
+        "of these with a fallback": f"{totals['fallbacks']:,}",
+        "layers left as they are": f"{len(report['left_out']):,}",
+        "checkpoint": f"{totals['bytes'] / 1e6:,.2f} MB in {totals['tensors']:,} tensors ({report['exporter']})",
+        "algorithm": json.dumps(report["config"].get("algorithm")),
     }
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    lines = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()]
+    return "".join([*lines, *(f"<dt>{name}</dt><dd class=cost>{value}</dd>" for name, value in _costs(cost))])
 
 
-def _plot(weights: Iterable[Mapping[str, Any]]) -> str:
-    """Return a scatter plot of the weights' SQNR over their depth, a color for each kind of layer."""
-    points = [w for w in weights if w["depth"] is not None and w["weight_sqnr_db"] is not None]
-    if not points:
-        return "<p>No weight has a depth and an error to plot.</p>"
-    kinds = list(dict.fromkeys(_kind(w["weight"]) for w in points))
-    low, high = min(w["weight_sqnr_db"] for w in points), max(w["weight_sqnr_db"] for w in points)
-    deepest, span = max(max(w["depth"] for w in points), 1), max(high - low, 1e-9)
-    marks = []
-    for w in points:
-        x = _MARGIN + (_WIDTH - 2 * _MARGIN) * w["depth"] / deepest
-        y = _HEIGHT - _MARGIN - (_HEIGHT - 2 * _MARGIN) * (w["weight_sqnr_db"] - low) / span
-        color = _COLORS[kinds.index(_kind(w["weight"])) % len(_COLORS)]
-        title = f"{w['weight']}: {w['weight_sqnr_db']:.1f} dB"
-        marks.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"><title>{escape(title)}</title></circle>'
-        )
-    legend = "".join(
-        f'<span><i style="background:{_COLORS[i % len(_COLORS)]}"></i>{escape(kind)}</span>'
-        for i, kind in enumerate(kinds)
-    )
-    left, bottom = _MARGIN, _HEIGHT - _MARGIN
-    axes = (
-        f'<path d="M{left} {_MARGIN / 2} V{bottom} H{_WIDTH - _MARGIN / 2}" fill="none" stroke="#999"/>'
-        f'<text x="4" y="{bottom}">{low:.1f} dB</text><text x="4" y="{_MARGIN}">{high:.1f} dB</text>'
-        f'<text x="{left}" y="{_HEIGHT - 12}">block 0</text>'
-        f'<text x="{_WIDTH - 2 * _MARGIN}" y="{_HEIGHT - 12}">block {deepest}</text>'
-    )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="weight SQNR by depth">{axes}'
-        f'{"".join(marks)}</svg><div class="legend">{legend}</div>'
-    )
-
-
-def _kind(name: str) -> str:
-    """Return the part of a weight's name that says what it is: `q_proj`, `down_proj`."""
-    parts = [part for part in name.partition("[")[0].removesuffix(".weight").split(".") if not part.isdigit()]
-    return parts[-1] if parts else name
+def _costs(cost: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what differs from run to run, and is marked as such."""
+    if "seconds" in cost:
+        parts = "".join(f"; {escape(name)} {seconds:,.1f} s" for name, seconds in cost["seconds_of"].items())
+        yield "calibration", f"{cost['seconds']:,.1f} s ({cost['cpu_seconds']:,.1f} s of CPU time){parts}"
+    for key, name in (("peak_bytes", "peak memory"), ("peak_gpu_bytes", "peak GPU memory")):
+        if key in cost:
+            yield name, f"{cost[key] / 1e6:,.0f} MB"
 
 
 def _row(row: Mapping[str, Any]) -> str:
     details = [f"{k}={_shown(v)}" for step in row["steps"] for k, v in step.items() if k not in _IN_COLUMNS]
     cells = (
         row["weight"],
+        "" if row["depth"] is None else row["depth"],
         row["format"],
         row["inputs"] or "",
         ", ".join(row["algorithms"]),
-        _decibel(row["weight_sqnr_db"]),
-        _decibel(row["output_sqnr_db"]),
-        " ".join(details),
+        _shown(row["weight_sqnr_db"], ".1f"),
+        _shown(row["output_sqnr_db"], ".1f"),
+        ", ".join(details),
         row["fallback"] or "",
     )
-    kind = ' class="fallback"' if row["fallback"] else ""
-    return f"<tr{kind}>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+    tds = (f"<td{_class(name)}>{escape(str(cell))}</td>" for name, cell in zip(_COLUMNS, cells, strict=True))
+    return f"<tr{' class=fallback' if row['fallback'] else ''}>{''.join(tds)}</tr>"
 
 
-_IN_COLUMNS = ("algorithm", "weight_sqnr_db", "output_sqnr_db", "fallback")
+def _class(column: str) -> str:
+    return " class=number" if column in _NUMBERS else ""
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _decibel(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _shown(value: Any, form: str = ".4g") -> str:
+    if value is None:
+        return ""
+    return format(value, form) if isinstance(value, float) else str(value)
 
 
 def _experts(tokens: Mapping[str, Sequence[int]]) -> str:
     if not tokens:
         return ""
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{min(counts)}</td><td>{max(counts)}</td>"
-        f"<td>{sum(count == 0 for count in counts)}</td></tr>"
+    names = ("layer", "experts", "fewest tokens", "median", "most tokens", "experts without any")
+    rows = (
+        (
+            name,
+            len(counts),
+            min(counts),
+            f"{median(counts):g}",
+            max(counts),
+            sum(count == 0 for count in counts),
+        )
         for name, counts in tokens.items()
     )
-    head = "<tr><th>layer</th><th>fewest tokens</th><th>most tokens</th><th>experts without any</th></tr>"
-    return f"<h2>Tokens per expert</h2><table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<h2>Tokens per expert</h2><div class="table"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _list(title: str, items: Sequence[str]) -> str:
     if not items:
         return ""
-    return f"<h2>{title}</h2><ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+    lines = "".join(f"<li>{escape(item)}</li>" for item in items)
+    is_open = " open" if len(items) <= 10 else ""
+    return f"<details{is_open}><summary>{title} ({len(items):,})</summary><ul>{lines}</ul></details>"

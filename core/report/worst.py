@@ -12,7 +12,7 @@ def worst_weights(report: Mapping[str, Any], count: int) -> list[dict[str, Any]]
     The output's ratio decides where all weights have one, else the weight's.
     """
     rows = [row for row in report["weights"] if row["weight_sqnr_db"] is not None]
-    by_output = bool(rows) and all(row["output_sqnr_db"] is not None for row in rows)
+    by_output = all(row["output_sqnr_db"] is not None for row in rows)
     key = "output_sqnr_db" if by_output else "weight_sqnr_db"
     return sorted(rows, key=lambda row: float(row[key]))[:count]
 
@@ -20,4 +20,4 @@ def worst_weights(report: Mapping[str, Any], count: int) -> list[dict[str, Any]]
 def sparing_entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return entries of a `quant_cfg` that turn off the layers of `rows`; stacked experts as a whole."""
     layers = dict.fromkeys(row["weight"].partition("[")[0].rpartition(".")[0] for row in rows)
-    return [{"quantizer_name": f"{layer}.*", "enable": False} for layer in layers]
+    return [{"quantizer_name": f"{layer}.*".removeprefix("."), "enable": False} for layer in layers]

@@ -75,6 +75,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--trust-remote-code": False,
         "--json": False,
     },
+    "report": {"DIRECTORY": "required", "--worst": 10, "--json": False},
     "presets": {"--json": False},
     "plugins": {"--json": False},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,18 @@ def json_of(path: Path) -> dict[str, Any]:
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a folder."""
+    """Return the SHA-256 of every file of a folder; of a report, without what the run cost."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(_without_cost(path)).hexdigest() for path in files
+    }
+
+
+def _without_cost(path: Path) -> bytes:
+    if path.name == "report.json":
+        return json.dumps({**json_of(path), "cost": None}).encode()
+    data = path.read_bytes()
+    return re.sub(rb"<dd class=cost>[^<]*</dd>", b"", data) if path.name == "report.html" else data
 
 
 def with_tensors(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:

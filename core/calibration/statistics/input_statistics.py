@@ -127,9 +127,11 @@ class InputStatistics:
 
     def _add_rows(self, rows: Tensor) -> None:
         """Keep rows while they take less memory than XᵀX does: experts that see few tokens need no more."""
+        if self._gram is None and sum(map(len, self._rows)) + len(rows) < self.num_channels:
+            self._rows.append(rows.clone())  # a view would keep all of the activation, and follow its changes
+            return
         self._rows.append(rows)
-        if self._gram is not None or sum(map(len, self._rows)) >= self.num_channels:
-            self._fold_rows()
+        self._fold_rows()
 
     def _fold_rows(self) -> None:
         for rows in self._rows:

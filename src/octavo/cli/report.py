@@ -24,6 +24,9 @@ def report(
     if as_json:
         output.print_json({"worst": rows, "entries": entries})
         return
+    if not rows:
+        output.print_text(f"{directory}: no weight lost anything, or none is quantized")
+        return
     columns = ("weight", "format", "algorithms", "weight SQNR dB", "output SQNR dB", "fallback")
     output.print_table(str(directory), columns, [_cells(row) for row in rows])
     output.print_text("Entries of quant_cfg that leave them as they are (put them last):")

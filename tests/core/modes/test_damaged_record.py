@@ -88,3 +88,20 @@ def test_json_that_is_no_record_is_not_said_to_be_newer(folder: Path, record: An
     (folder / "octavo_modes.json").write_text(json.dumps(record))
 
     refused(folder, r"octavo_modes.json .*octavo.save wrote$", octavo.OctavoError)
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ([1], r"has \[1\] as 'report', expected type dict"),
+        ({"weights": []}, "^the report in the record of mode 'quantize' has no 'tokens_per_expert'"),
+        (
+            {"tokens_per_expert": {}, "warnings": [], "cost": {}, "weights": [{"weight": "a"}]},
+            "^a row of the report in the record of mode 'quantize' has no 'algorithm', found 'weight'$",
+        ),
+    ],
+)
+def test_a_damaged_report_is_refused(folder: Path, report: Any, message: str) -> None:
+    edit_record(folder, lambda record: record["modes"][0]["state"].update(report=report))
+
+    refused(folder, message)

@@ -40,6 +40,8 @@ def test_the_report_and_the_files(tmp_path: Path) -> None:
         "hf_quant_config.json",
         "model.safetensors",
         "octavo_manifest.json",
+        "report.html",
+        "report.json",
     ]
 
 

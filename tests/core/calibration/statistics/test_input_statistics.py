@@ -77,3 +77,12 @@ def test_an_empty_batch_says_nothing() -> None:
     found = seen([torch.empty(0, 4), torch.ones(2, 4)])
 
     assert (found.num_tokens, found.num_batches) == (2, 1)
+
+
+def test_kept_tokens_are_copies() -> None:
+    x = torch.ones(2, 6)
+    found = seen([x])
+
+    x.mul_(2)  # as a layer that works in place would
+
+    assert torch.equal(found.gram(), torch.full((6, 6), 2.0))
