@@ -95,7 +95,9 @@ def _read_layer(
     for quantizer_name in quantizers:
         described = part(quantizers, quantizer_name, list, where)
         stages[quantizer_name] = tuple(
-            _read_stage(stage, f"{where}: {quantizer_name}") for stage in described if stage.get("spec", 0) is not None
+            _read_stage(stage, f"{where}: {quantizer_name}")
+            for stage in described
+            if stage.get("spec", "missing") is not None
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
         scales[quantizer_name] = tuple(_scale_shape(stage, where) for stage in described)

@@ -87,7 +87,10 @@ def fold_smoothing(
     Returns:
         (names of the layers whose factor is folded, a sentence for each reason why some are not).
     """
-    weights = {weight.name: weight for weight in smoothed_weights(model) if not weight.slot.is_stacked}
+    smoothed = list(smoothed_weights(model))
+    for weight in smoothed:
+        weight.inputs.pre_quant_scale = weight.factor.float()
+    weights = {weight.name: weight for weight in smoothed if not weight.slot.is_stacked}
     if not weights:
         return frozenset(), ()
     folds = {name: _folds_of(dialect, weight) for name, weight in weights.items()}

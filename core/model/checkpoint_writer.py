@@ -108,7 +108,7 @@ def write_checkpoint(
                 num_bytes += tensor.nbytes
             differences = target_differences(model) + spelling.differences
             warnings = spelling.warnings + finalization_notes(model)
-        manifest = writer.finish()
+            manifest = writer.finish()  # what is not written yet is the model's own memory, finalized
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
         _check_readable(folder, spelling.exporter)

@@ -119,9 +119,14 @@ class UnifiedHfCheckpoint:
         """Return what a layer's input is multiplied with [in]."""
         name = f"{module}.{_FACTOR}"
         factor, where = self._shards.tensor(name), self._shards.where(name)
-        if factor.dim() != 1 or not factor.is_floating_point():
+        codes = f"{module}.weight"
+        channels = weight_shape(
+            self._shards.tensor(codes), self._schemes[module].weight, self._shards.where(codes)
+        )[1]
+        if tuple(factor.shape) != (channels,) or not factor.is_floating_point():
             raise CheckpointError(
-                f"{where} has a float for each input channel, found {factor.dtype} of shape {tuple(factor.shape)}"
+                f"{where} has a float for each of {channels} input channels, found {factor.dtype} of shape "
+                f"{tuple(factor.shape)}"
             )
         if not (factor.isfinite() & (factor > 0)).all():
             raise CheckpointError(f"{where} holds factors that are no positive numbers")
