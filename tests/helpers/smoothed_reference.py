@@ -52,7 +52,8 @@ def _factors(shared: Path, base: str, preset: str) -> dict[str, Tensor]:
         rounded = state.get(f"{name}.input_quantizer._pre_quant_scale")
         if rounded is not None:
             common = torch.stack([state[n] for n in _same_input(name)]).mean(0)
-            found[name] = _exact_factor(layer.weight.detach(), rounded, common, name, stored)
+            amax = state.get(f"{name}.weight_quantizer._amax")
+            found[name] = _exact_factor(layer.weight.detach(), rounded, common, amax.float(), name, stored)
     return found
 
 
@@ -63,27 +64,33 @@ def _same_input(name: str) -> list[str]:
 
 
 def _exact_factor(
-    weight: Tensor, rounded: Tensor, common: Tensor, name: str, stored: dict[str, Tensor]
+    weight: Tensor, rounded: Tensor, common: Tensor, amax: Tensor, name: str, stored: dict[str, Tensor]
 ) -> Tensor:
-    """Return a factor [in] in fp32 that rounds to `rounded` and gives the stored codes.
+    """Return a factor [in] in fp32 that rounds to `rounded` and gives the stored codes, and maxima before averaging.
 
     The files have the factor in bf16 only, while the peer divided the weight by the one it was rounded from. One number
     is found for each column, of which every row has a code.
     """
     codes, scale = _codes(stored[f"{name}.weight"]), stored[f"{name}.weight_scale"]
     largest = 127 if scale.dim() == 1 else 7
-    scale = scale.reshape(len(scale), -1).repeat_interleave(weight.shape[1] // (scale.numel() // len(scale)), 1)
+    block = weight.numel() // scale.numel()
+    scale, amax = (t.reshape(len(weight), -1).repeat_interleave(block, 1) for t in (scale, amax))
     best, fewest = rounded.float(), torch.full(rounded.shape, torch.inf)
     for factor in _candidates(rounded, is_smoothquant=largest == 127):
         smoothed = (weight * (1 / factor)).to(weight.dtype).float()
+        wrong = _excess(smoothed.abs(), amax)
         if not torch.equal(rounded, common):
             smoothed = (smoothed * rounded.float() / common.float()).to(weight.dtype).float()
         found = (smoothed / scale).round_().clamp_(-largest - 1, largest)
-        sizes = smoothed.abs_() / largest
-        wrong = (found != codes).sum(0) + (sizes > scale).sum(0) - 0.1 * (sizes == scale).sum(0)
+        wrong += (found != codes).sum(0) + _excess(smoothed.abs_() / largest, scale)
         wrong[factor.to(rounded.dtype) != rounded] = torch.inf
         best, fewest = torch.where(wrong < fewest, factor, best), torch.minimum(wrong, fewest)
     return best
+
+
+def _excess(sizes: Tensor, largest: Tensor) -> Tensor:
+    """Return for each column how many sizes exceed the largest; one that equals it counts in favour."""
+    return (sizes > largest).sum(0) - 0.1 * (sizes == largest).sum(0)
 
 
 def _candidates(rounded: Tensor, is_smoothquant: bool) -> Iterator[Tensor]:
