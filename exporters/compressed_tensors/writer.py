@@ -113,8 +113,8 @@ def _check_folded(weights: Iterable[StoredWeight]) -> None:
     if kept:
         raise ExportError(
             f"compressed-tensors checkpoints have no place for a pre_quant_scale, and those of {len(kept)} layers "
-            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without smoothing, "
-            "or use export_hf_checkpoint without a target"
+            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without "
+            "smoothing, or use export_hf_checkpoint without a target"
         )
 
 
