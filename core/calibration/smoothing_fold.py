@@ -146,7 +146,8 @@ class _Fold:
             return
         factor, slot, bias = reader.factor, WeightSlot(), getattr(layer, "bias", None)
         smoothed = _smoothed(layer, slot)
-        if len(smoothed) != len(factor) or not self._may_change(layer):
+        has_low_rank = layer.quantizers()[slot.quantizer].stages()[0].low_rank_down is not None
+        if len(smoothed) != len(factor) or has_low_rank or not self._may_change(layer):
             return
         _set_weight(layer, slot, smoothed * factor[:, None], self._originals)
         if bias is not None:
@@ -250,13 +251,12 @@ def format_of(layer: QuantModule, slot: WeightSlot) -> LayerFormat | None:
 
 def _average_low_rank(weights: Sequence[SmoothedWeight], factor: Tensor, originals: Originals) -> None:
     """Give layers that read one tensor one factor and one `low_rank_down`, by an SVD of all their rows."""
-    whole, rank, dtype = [], 0, factor.dtype
-    for weight in weights:
-        down, up = weight.low_rank  # type: ignore[misc] (formats are equal)
+    whole, dtype = [], factor.dtype
+    corrections = [weight.low_rank for weight in weights if weight.low_rank is not None]
+    for weight, (down, up) in zip(weights, corrections, strict=True):  # of equal formats all have one
         values = _smoothed(weight.layer, weight.slot).float() + up @ down
         whole.append(values * (weight.factor.float() / factor.float()))
-        rank = len(down)
-    rows = torch.cat(whole)
+    rows, rank = torch.cat(whole), len(corrections[0][0])
     left, values, right = torch.linalg.svd(rows.double(), full_matrices=False)
     down, up = right[:rank].float(), (left[:, :rank] * values[:rank]).float()
     rest = (rows - up @ down).to(dtype)

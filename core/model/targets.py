@@ -151,8 +151,8 @@ def _verdicts(
         for spec in {*layer.chains.get("k_bmm_quantizer", ()), *layer.chains.get("v_bmm_quantizer", ())}:
             caches.setdefault(spec, []).append(name)
     for layer_format, names in formats.items():
-        then = "" if layer_format.then is None else f" then {layer_format.then}"
-        what = f"weights {layer_format.weight}{then}, inputs {layer_format.inputs}"
+        shown = "" if layer_format.then is None else f" then {layer_format.then}"
+        what = f"weights {layer_format.weight}{shown}, inputs {layer_format.inputs}"
         verdict = exporter.serves(target, layer_format)
         yield what, verdict, names
         if verdict.status != "refused":

@@ -103,16 +103,11 @@ def _companions(weight: StoredWeight) -> dict[str, Tensor]:
     found = {
         "input_scale": _scale(weight.layer, weight.slot.inputs),
         "pre_quant_scale": weight.pre_quant_scale,
-        **_low_rank(weight),
+        "svdquant_lora_a": None if weight.low_rank is None else weight.low_rank[0],
+        "svdquant_lora_b": None if weight.low_rank is None else weight.low_rank[1],
         "weight_scale_2": None if weight.then is None else _static_scale(weight.then, weight.slot.quantizer),
     }
     return {suffix: tensor for suffix, tensor in found.items() if tensor is not None}
-
-
-def _low_rank(weight: StoredWeight) -> dict[str, Tensor | None]:
-    stage, dtype = weight.layer.quantizers()[weight.slot.quantizer].stages()[0], weight.values.dtype
-    found = {"svdquant_lora_a": stage.low_rank_down, "svdquant_lora_b": stage.low_rank_up}
-    return {suffix: None if tensor is None else tensor.to(dtype) for suffix, tensor in found.items()}
 
 
 def _cache_scales(parts: ExportableModel, modules: Mapping[str, str]) -> NamedTensors:
