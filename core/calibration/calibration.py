@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,57 +11,17 @@ from torch import Tensor, nn
 from octavo.core.calibration.block_calls import CalibratedBlock
 from octavo.core.calibration.expert_inputs import ExpertInput, ExpertInputs
 from octavo.core.calibration.expert_rules import SHARED, ExpertRules
+from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.solvers.grid import static
 from octavo.core.calibration.solvers.sqnr import gram_sqnr, tensor_sqnr
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.calibration.weight_problem import WeightProblem
 from octavo.core.errors import listed
-from octavo.core.modules import QuantModule, WeightSlot, quantized_layers, tensor_quantizers
+from octavo.core.modules import QuantModule, WeightSlot, quantized_layers
 from octavo.core.quantizers import TensorQuantizer
 
 Groups = Iterable[Iterable[str]]
-
-
-class Originals:
-    """The values of weights before a run changed them."""
-
-    def __init__(self) -> None:
-        self._values: dict[nn.Parameter, Tensor] = {}
-
-    def keep(self, parameter: nn.Parameter) -> None:
-        """Keep the values of a parameter, if they are not kept already."""
-        if parameter not in self._values:
-            self._values[parameter] = parameter.detach().clone()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
-        """Give the model its original weights, and no factors, for the time of a context: to look at data again."""
-        quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
-        factors = [quantizer.pre_quant_scale for quantizer in quantizers]
-        self._exchange()
-        try:
-            for quantizer in quantizers:
-                quantizer.pre_quant_scale = None
-            yield
-        finally:
-            for quantizer, factor in zip(quantizers, factors, strict=True):
-                quantizer.pre_quant_scale = factor
-            self._exchange()
-
-    def _exchange(self) -> None:
-        for parameter, values in self._values.items():
-            parameter.data, self._values[parameter] = values, parameter.data
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put every value back."""
-        for parameter, values in self._values.items():
-            parameter.copy_(values)
-        self._values.clear()
 
 
 class Calibration:

@@ -12,7 +12,7 @@ from torch import nn
 from octavo.core.calibration.activation_store import ActivationStore
 from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.block_calls import CalibratedBlock, capture_calls, run_block
-from octavo.core.calibration.calibration import Calibration, Groups, Originals
+from octavo.core.calibration.calibration import Calibration, Groups
 from octavo.core.calibration.collectors import collecting
 from octavo.core.calibration.distinct_inputs import Pass, passes
 from octavo.core.calibration.expert_inputs import watching_experts
@@ -21,6 +21,7 @@ from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.calibration.given import NOTHING_GIVEN, Given
 from octavo.core.calibration.layerwise import Layerwise, blocks_of
 from octavo.core.calibration.max_scales import calibrate_max, uncalibrated
+from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.run_log import RunLog
 from octavo.core.calibration.statistics import InputStatistics, Needs

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.calibration_report import calibration_report
-from octavo.core.calibration.finalize import finalized, target_differences
+from octavo.core.calibration.finalize import finalization_notes, finalized, target_differences
 from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
 from octavo.core.errors import ExportError, listed
@@ -67,7 +67,7 @@ class Spelling:
         exporter: Name of the exporter.
         weights: The quantized weights, by the parameter's name.
         spell: Returns {suffix: tensor} of one weight; told whether it is a segment of an expert's rows.
-        input_scale: Returns {suffix: tensor} of the scale of a weight's input, if it has one.
+        companions: Returns {suffix: tensor} of what goes with a weight's codes and scales: its input's scale, say.
         other_tensors: Yields further tensors, given the modules' names in the checkpoint.
         write_metadata: Writes the dialect's files, given the layout, the modules' names and the folder.
         warnings: What the checkpoint will not hold, or nobody reads.
@@ -78,7 +78,7 @@ class Spelling:
     exporter: str
     weights: dict[str, StoredWeight]
     spell: Callable[[PackedTensor, bool], dict[str, Tensor]]
-    input_scale: Callable[[StoredWeight], dict[str, Tensor]]
+    companions: Callable[[StoredWeight], dict[str, Tensor]]
     other_tensors: Callable[[Mapping[str, str]], NamedTensors]
     write_metadata: Callable[[CheckpointLayout, Mapping[str, str], Path], None]
     warnings: tuple[str, ...] = ()
@@ -109,11 +109,12 @@ def write_checkpoint(
                 num_bytes += tensor.nbytes
             differences = target_differences(model) + spelling.differences
             rows = weight_rows(spelling.weights, errors.sqnr, calibration_report(model).get("weights", []))
-        manifest = writer.finish()
+            untried_notes = _untried_experts(untried, options.target)
+            warnings = (*spelling.warnings, *untried_notes, *finalization_notes(model))
+            manifest = writer.finish()  # what is not written yet is the model's own memory, finalized
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
         _check_readable(folder, spelling.exporter)
-        warnings = (*spelling.warnings, *_untried_experts(untried, options.target))
         report = ExportReport(export_dir, len(manifest), num_bytes, warnings, spelling.exporter, differences)
         left_out = left_out_modules(model, spelling.weights)
         write_report(folder, run_report(model, rows, report, left_out))
@@ -239,5 +240,5 @@ def _weight_tensors(
     spelling: Spelling, weight: StoredWeight, layout: CheckpointLayout, errors: WeightErrors
 ) -> NamedTensors:
     for base, packed, is_segment in weight.packed(layout, errors):
-        for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.input_scale(weight)}.items():
+        for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.companions(weight)}.items():
             yield part_name(base, suffix, packed.spec.is_stacked), tensor

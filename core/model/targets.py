@@ -145,8 +145,10 @@ def _verdicts(
         if weight and not layer.is_linear:
             verdict = Verdict("refused", "checkpoints store quantized linear layers only")
             yield f"weights {_shown(weight)} of other layers", verdict, [name]
-        elif len(weight) == 1 and len(inputs) <= 1:
-            formats.setdefault(LayerFormat(weight[0], inputs[0] if inputs else None), []).append(name)
+        elif len(weight) in (1, 2) and len(inputs) <= 1:
+            then = weight[1] if len(weight) > 1 else None
+            layer_format = LayerFormat(weight[0], inputs[0] if inputs else None, then)
+            formats.setdefault(layer_format, []).append(name)
         elif weight or inputs:
             what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
             yield (
@@ -157,7 +159,8 @@ def _verdicts(
         for spec in {*layer.chains.get("k_bmm_quantizer", ()), *layer.chains.get("v_bmm_quantizer", ())}:
             caches.setdefault(spec, []).append(name)
     for layer_format, names in formats.items():
-        what = f"weights {layer_format.weight}, inputs {layer_format.inputs}"
+        shown = "" if layer_format.then is None else f" then {layer_format.then}"
+        what = f"weights {layer_format.weight}{shown}, inputs {layer_format.inputs}"
         verdict = exporter.serves(target, layer_format)
         yield what, verdict, names
         if verdict.status != "refused":

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from octavo.core.errors import CheckpointError, listed
+from octavo.core.errors import CheckpointError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import InputState, LayerFormat
 from octavo.core.model.shard_reader import ShardReader, config_dtype, read_json
 from octavo.core.model.stored_weight import part_name
-from octavo.core.packed import PackedTensor
+from octavo.core.packed import PackedChain, PackedTensor
 from octavo.exporters.unified_hf.activation_scales import divisor_of, state_from_scale
 from octavo.exporters.unified_hf.caches import CACHES
 from octavo.exporters.unified_hf.metadata_reader import NESTED_FILE, read_metadata
@@ -26,7 +26,9 @@ from octavo.exporters.unified_hf.stack_spelling import unspell_stack
 _WEIGHT_PARTS = ("weight", "weight_scale", "weight_scale_2")
 _CACHE_SCALES = ("k_scale", "v_scale")
 _STACK_BLOCK = 16  # of NVFP4, the only format with blocks that stacks in one tensor have
-_SCALES = ("weight_scale", "weight_scale_2", "input_scale", *_CACHE_SCALES)
+_FACTOR = "pre_quant_scale"
+_LOW_RANK = ("svdquant_lora_a", "svdquant_lora_b")
+_SCALES = ("weight_scale", "weight_scale_2", "input_scale", _FACTOR, *_LOW_RANK, *_CACHE_SCALES)
 
 
 class UnifiedHfCheckpoint:
@@ -46,15 +48,18 @@ class UnifiedHfCheckpoint:
         self._stacks = set(self._modules_with("weight_scale", "_"))
         modules = [*self._modules_with("weight_scale"), *self._stacks]
         self._schemes = {module: self._scheme(module) for module in sorted(modules)}
-        for suffix in ("weight_scale_2", "input_scale"):
+        for suffix in ("weight_scale_2", "input_scale", _FACTOR, *_LOW_RANK):
             for module in self._modules_with(suffix):
                 if module not in self._schemes:
                     raise CheckpointError(
                         f"{directory} has {module}.{suffix} and lacks {module}.weight_scale, which goes with it"
                     )
-        self.layers = {module: LayerFormat(s.weight, s.inputs) for module, s in self._schemes.items()}
+        self.layers = {
+            module: LayerFormat(s.weight, s.inputs, s.then, self._smoothing(module))
+            for module, s in self._schemes.items()
+        }
 
-    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor | PackedChain]]:
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
         weights = {self._part(module, "weight"): module for module in self._schemes}
         scales = {self._part(stack, scale) for stack in self._stacks for scale in _SCALES}
@@ -63,7 +68,7 @@ class UnifiedHfCheckpoint:
             if suffix in _SCALES or name in scales:
                 continue
             if name in weights:
-                yield name, self._packed(weights[name])
+                yield name, self._weight(weights[name])
                 continue
             tensor = self._shards.tensor(name)
             if (suffix == "weight" or tensor.dim() == 3) and tensor.dtype in CODE_DTYPES:
@@ -77,20 +82,18 @@ class UnifiedHfCheckpoint:
         """Return format and state of every activation quantizer by its full name.
 
         Raises:
-            CheckpointError: a scale is missing or no positive number, or inputs are smoothed.
+            CheckpointError: a scale is missing or no positive number, or a factor is not.
         """
-        smoothed = self._modules_with("pre_quant_scale")
-        if smoothed:
-            raise CheckpointError(
-                f"{self.directory}: inputs of {listed(smoothed, 2)} have a pre_quant_scale; smoothed checkpoints "
-                "(SmoothQuant, AWQ) are not read yet"
-            )
         states = {}
         for module, scheme in self._schemes.items():
-            if scheme.inputs is not None:
-                name = self._part(module, "input_scale")
-                state = self._state("input_quantizer", scheme.inputs, name) if scheme.inputs.state else {}
-                states[self._part(module, "input_quantizer")] = InputState(scheme.inputs, state)
+            factor = self._factor(module) if self._has_factor(module) else None
+            state: dict[str, Tensor] = {}
+            if scheme.inputs is not None and scheme.inputs.state:
+                state = self._state("input_quantizer", scheme.inputs, self._part(module, "input_scale"))
+            if scheme.inputs is not None or factor is not None:
+                states[self._part(module, "input_quantizer")] = InputState(scheme.inputs, state, factor)
+            if self.layers[module].smoothing == "low_rank":
+                states[f"{module}.weight_quantizer"] = InputState(None, {}, low_rank=self._low_rank(module))
         return states | self._cache_states()
 
     def cache_without_scales(self) -> dict[str, InputState]:
@@ -124,8 +127,64 @@ class UnifiedHfCheckpoint:
         static_inputs = self._part(module, "input_scale") in self._shards
         return scheme_named(self._metadata.quant_algo_of(module), static_inputs, str(self.directory))
 
+    def _has_factor(self, module: str) -> bool:
+        return f"{module}.{_FACTOR}" in self._shards
+
+    def _smoothing(self, module: str) -> Literal["", "scaled", "low_rank"]:
+        if any(f"{module}.{suffix}" in self._shards for suffix in _LOW_RANK):
+            return "low_rank"
+        return "scaled" if self._has_factor(module) else ""
+
+    def _low_rank(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return the factors [rank, in] and [out, rank] of what is added to a weight."""
+        names = [f"{module}.{suffix}" for suffix in _LOW_RANK]
+        if missing := [name for name in names if name not in self._shards]:
+            raise CheckpointError(
+                f"{self.directory}: tensor {missing[0]!r} is missing beside the other factor"
+            )
+        down, up = (self._shards.tensor(name).float() for name in names)
+        codes = f"{module}.weight"
+        rows, columns = weight_shape(
+            self._shards.tensor(codes), self._schemes[module].weight, self._shards.where(codes)
+        )
+        if (*up.shape[:1], *down.shape[1:]) != (rows, columns) or up.shape[1:] != down.shape[:1]:
+            raise CheckpointError(
+                f"{self._shards.where(names[0])} and {_LOW_RANK[1]} make a weight [{rows}, {columns}], found shapes "
+                f"{tuple(down.shape)} and {tuple(up.shape)}"
+            )
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise CheckpointError(
+                f"{self._shards.where(names[0])} or {_LOW_RANK[1]} holds NaN or infinite values"
+            )
+        return down, up
+
+    def _factor(self, module: str) -> Tensor:
+        """Return what a layer's input is multiplied with [in]."""
+        name = f"{module}.{_FACTOR}"
+        factor, where = self._shards.tensor(name), self._shards.where(name)
+        codes = f"{module}.weight"
+        channels = weight_shape(
+            self._shards.tensor(codes), self._schemes[module].weight, self._shards.where(codes)
+        )[1]
+        if tuple(factor.shape) != (channels,) or not factor.is_floating_point():
+            raise CheckpointError(
+                f"{where} has a float for each of {channels} input channels, found {factor.dtype} of shape "
+                f"{tuple(factor.shape)}"
+            )
+        if not (factor.isfinite() & (factor > 0)).all():
+            raise CheckpointError(f"{where} holds factors that are no positive numbers")
+        return factor.float()
+
+    def _weight(self, module: str) -> PackedTensor | PackedChain:
+        scheme, packed = self._schemes[module], self._packed(module)
+        if scheme.then is None:
+            return packed
+        state = self._state("weight_quantizer", scheme.then, f"{module}.weight_scale_2")
+        return PackedChain(packed, scheme.then, tuple(state.values()))
+
     def _packed(self, module: str) -> PackedTensor:
-        names = {part: self._part(module, part) for part in _WEIGHT_PARTS}
+        own = _WEIGHT_PARTS if self._schemes[module].then is None else _WEIGHT_PARTS[:2]
+        names = {part: self._part(module, part) for part in own}
         found = {part: self._shards.tensor(name) for part, name in names.items() if name in self._shards}
         where, scheme = self._shards.where(names["weight"]), self._schemes[module]
         length = self._metadata.group_size_of(module)
