@@ -24,7 +24,10 @@ State = dict[str, Tensor]
 
 @torch.no_grad()
 def round_group(
-    calibration: Calibration, problems: Sequence[WeightProblem], statistics: GroupStatistics, options: Compensate
+    calibration: Calibration,
+    problems: Sequence[WeightProblem],
+    statistics: GroupStatistics,
+    options: Compensate,
 ) -> None:
     """Round weights that read the same tensor, and report each; rounding to nearest stays where it is better.
 
@@ -62,9 +65,7 @@ def _solved(
         target = compensated(weight, gram, missing, damping=options.damping)
     spec = static(problems[0].spec)
     state = {**problems[0].state(), "amax": compute_amax(target, spec)}
-    rounded, state = best_rounding(
-        target, gram, state, spec, damping=options.damping, sweeps=options.sweeps
-    )
+    rounded, state = best_rounding(target, gram, state, spec, damping=options.damping, sweeps=options.sweeps)
     if len(problems) == 1:
         yield problems[0], rounded, state
         return

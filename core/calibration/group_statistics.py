@@ -37,7 +37,9 @@ class GroupStatistics:
         rows = x.reshape(-1, x.shape[-1]).float()
         rows0 = None if original is None else original.reshape(rows.shape).float()
         lost = None if rest is None else rest.reshape(len(rows), -1)
-        is_held = torch.arange(self._seen + 1, self._seen + len(rows) + 1, device=x.device) % self._stride == 0
+        is_held = (
+            torch.arange(self._seen + 1, self._seen + len(rows) + 1, device=x.device) % self._stride == 0
+        )
         self._seen += len(rows)
         self._held.append(
             (

@@ -55,9 +55,7 @@ def best_rounding(
     if _has_short_row_blocks(spec):
         rounded, state["amax"] = gptq_ranges(weight, gram, state, spec, damping=damping)
     else:
-        state["amax"] = search_amax(
-            weight, state, spec, amax_candidates(state["amax"], spec), gram=damped
-        )
+        state["amax"] = search_amax(weight, state, spec, amax_candidates(state["amax"], spec), gram=damped)
         rounded = gptq(weight, gram, Grid.of(state, spec, shape), damping=damping).weight
     grid = Grid.of(state, spec, shape)
     rounded = descend(weight, rounded, damped, grid, sweeps=sweeps)

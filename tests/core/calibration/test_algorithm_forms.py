@@ -14,7 +14,7 @@ from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.max import Max
 from octavo.core.errors import ConfigError, UnsupportedError
 
-AVAILABLE = "; available: max, mse$"
+AVAILABLE = "; available: compensate, max, mse$"
 KNOWN = "known: max, mse, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
 
 
