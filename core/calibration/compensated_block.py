@@ -71,7 +71,7 @@ def _find_sums(block: CalibratedBlock, groups: list[list[WeightProblem]], sums: 
     names = [
         _inside(block, group[0])
         for group in groups
-        if len(group) == 1 and group[0].index is None and group[0].weight().shape[0] == width
+        if len(group) == 1 and group[0].index is None and _num_rows(group[0]) == width
     ]
     new = [name for name in names if (type(block.module), name) not in sums]
     if new:
@@ -86,6 +86,10 @@ def _sum_reader(
     if len(group) > 1 or not options.compensate_residual:
         return None
     return sums.get((type(block.module), _inside(block, group[0])))
+
+
+def _num_rows(problem: WeightProblem) -> int:
+    return problem.layer.quantized_weights()[problem.slot.quantizer].shape[0]
 
 
 def _inside(block: CalibratedBlock, problem: WeightProblem) -> str:

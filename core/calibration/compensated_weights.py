@@ -86,7 +86,7 @@ def _set_better(
     grid = Grid.of(nearest_state, static(problem.spec), (weight.shape[0], weight.shape[1]))
     nearest = grid.round(weight)
     error, error_of_nearest = (statistics.held_error(q, weight) for q in (rounded, nearest))
-    is_worse = bool(error > error_of_nearest)
+    is_worse = not bool(error <= error_of_nearest)  # also where it is NaN
     problem.set_state(nearest_state if is_worse else state)
     calibration.set_weight(problem, nearest if is_worse else rounded)
     calibration.report(

@@ -60,7 +60,7 @@ def run_original(block: CalibratedBlock, readers: Sequence[GroupReader]) -> list
     """
     assert block.original is not None  # noqa: S101 (the algorithm's needs asked for it)
     original = block.original
-    limit = original.inputs.limit // max(len(readers), 1)
+    limit = original.inputs.limit // max(2 * len(readers), 1)  # for `inputs` and `rests`
     found = {reader: OriginalInputs(reader, limit) for reader in readers}
 
     def see(index: int, output: Tensor | None) -> None:
