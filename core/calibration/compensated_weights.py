@@ -70,7 +70,9 @@ def _solved(
         yield problems[0], rounded, state
         return
     rows = [len(part) for part in weights]
-    for problem, part, amax in zip(problems, rounded.split(rows), state["amax"].split(rows), strict=True):
+    for problem, part, amax in zip(
+        problems, rounded.split_with_sizes(rows), state["amax"].split_with_sizes(rows), strict=True
+    ):
         yield problem, part, {**state, "amax": amax}
 
 
