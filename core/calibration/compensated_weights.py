@@ -70,9 +70,8 @@ def _solved(
         yield problems[0], rounded, state
         return
     rows = [len(part) for part in weights]
-    for problem, part, amax in zip(
-        problems, rounded.split_with_sizes(rows), state["amax"].split_with_sizes(rows), strict=True
-    ):
+    parts, amax_parts = rounded.split_with_sizes(rows), state["amax"].split_with_sizes(rows)
+    for problem, part, amax in zip(problems, parts, amax_parts, strict=True):
         yield problem, part, {**state, "amax": amax}
 
 
