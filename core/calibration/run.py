@@ -11,7 +11,7 @@ from torch import nn
 
 from octavo.core.calibration.activation_store import ActivationStore
 from octavo.core.calibration.algorithm import Algorithm
-from octavo.core.calibration.block_calls import CalibratedBlock, capture_calls, run_block
+from octavo.core.calibration.block_calls import CalibratedBlock, Stream, capture_calls, run_block
 from octavo.core.calibration.calibration import Calibration, Groups
 from octavo.core.calibration.collectors import collecting
 from octavo.core.calibration.distinct_inputs import Pass, passes
@@ -101,19 +101,22 @@ class _Stages:
         self.is_known = self._known is not None
         self._experts = ExpertRules.of(algorithms)
         start = Needs(all_experts=self._experts.all_experts)
-        self._needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), start)
+        self.needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), start)
 
     def calibrate(
         self, run: Callable[[], None] | None, part: Part = WHOLE, block: CalibratedBlock | None = None
     ) -> None:
         """Calibrate a part by one run of its data, or several within the budget, each followed by every algorithm."""
         if self._known is not None:
-            self._known.check(self._needs, uncalibrated(self.model))
+            self._known.check(self.needs, uncalibrated(self.model))
             run = self._known.show
-        found = passes(self.model, part, self._groups, self._needs, self._given.budget)
+        found = passes(self.model, part, self._groups, self.needs, self._given.budget)
         for number, one in enumerate(found):
             with self.originals.in_place(self.model) if number else nullcontext(), self._log.timing("data"):
                 seen = self._look(run, part, one, is_first=number == 0)
+            if block is not None and block.original is None and not block.targets:  # nothing needed the data
+                with collecting(self.model, {}):
+                    block.run_all()
             calibration = Calibration(
                 self.model, self._groups, seen, self.originals, self.quiet, one.part, block, self._experts
             )
@@ -126,16 +129,16 @@ class _Stages:
         self, run: Callable[[], None] | None, part: Part, one: Pass, is_first: bool
     ) -> dict[str, InputStatistics]:
         """Run the data; return the statistics of the pass's inputs."""
-        collectors = one.collectors(self._needs) if self._known is None else {}
+        collectors = one.collectors(self.needs) if self._known is None else {}
         quiet = self.quiet or not is_first  # what a first run warned of, the next one would, too
         watched: AbstractContextManager[dict[str, InputStatistics]] = nullcontext({})
         if collectors and self._experts.own:
-            watched = watching_experts(self.model, one.part, self._needs)
+            watched = watching_experts(self.model, one.part, self.needs)
         log, bad_batches = self._log, self._given.bad_batches
         with watched as own:
-            calibrate_max(self.model, run, quiet, self._needs, collectors, part, bad_batches, log)
+            calibrate_max(self.model, run, quiet, self.needs, collectors, part, bad_batches, log)
         if self._known is not None:
-            return self._known.inputs([(found.name, found.device) for found in one.inputs], self._needs)
+            return self._known.inputs([(found.name, found.device) for found in one.inputs], self.needs)
         return {c.name: c.statistics for c in collectors.values() if c.statistics is not None} | own
 
 
@@ -155,14 +158,16 @@ def _calibrate_layerwise(stages: _Stages, options: Layerwise, run: Callable[[], 
     inputs = ActivationStore(limit)
     with collecting(model, {}):  # nothing is rounded
         calls = capture_calls(blocks, run, inputs)
+    originals, last = inputs, list(blocks)[-1]
     with evaluating(model):
         for name, module in track(list(blocks.items()), "calibrating blocks", stages.quiet):
-            block = CalibratedBlock(name, module, inputs, ActivationStore(limit), calls.others[name])
+            original = Stream(originals, ActivationStore(limit)) if stages.needs.original_inputs else None
+            block = CalibratedBlock(
+                name, module, inputs, ActivationStore(limit), calls.others[name], original
+            )
             stages.calibrate(block.run_all, Part(name), block)
-            if not block.targets:  # nothing needed the data
-                with collecting(model, {}):
-                    block.run_all()
-            inputs = block.targets
-            if options.get_qdq_activations_from_prev_layer:
+            originals = block.targets if original is None else original.outputs
+            inputs = originals
+            if options.get_qdq_activations_from_prev_layer and name != last:
                 inputs = ActivationStore(limit)
                 run_block(module, block.inputs, block.arguments, inputs)

@@ -18,7 +18,7 @@ def preset(name: str) -> Config:
     Raises:
         ConfigError: there is no such preset.
     """
-    known = _table()["model"] | _table()["kv"]
+    known = _table()["model"] | _table()["own"] | _table()["kv"]
     if name not in known:
         raise ConfigError(f"unknown preset {name!r}; `octavo presets` lists all.{nearest(name, known)}")
     fresh: Config = _fresh(_expand(name, known[name]))
@@ -26,8 +26,8 @@ def preset(name: str) -> Config:
 
 
 def preset_names() -> list[str]:
-    """Return the names of all presets, model presets first, then those for the KV cache."""
-    return [*_table()["model"], *_table()["kv"]]
+    """Return the names of all presets, model presets first (ModelOpt's, then Octavo's), then those for the KV cache."""
+    return [*_table()["model"], *_table()["own"], *_table()["kv"]]
 
 
 def kv_preset_names() -> list[str]:
@@ -60,7 +60,7 @@ def _expand(name: str, short: Config) -> Config:
         if key in short:
             rules += [_rule(glob + suffix, short[key]) for glob in short.get("only", ["*"])]
     rules += short.get("rules", [])
-    if name in _table()["model"]:
+    if name not in _table()["kv"]:
         disabled = [_rule(glob, None) for glob in short.get("disable", [])]
         rules = [_rule("*", None), *rules, *_table()["disabled"], *disabled]
     return {"quant_cfg": rules, "algorithm": short["algorithm"]}

@@ -90,6 +90,11 @@ class QuantSpec:
         return element_type(self.element)
 
     @property
+    def may_be_negative(self) -> bool:
+        """Whether scales may be negative, which puts an integer format's longer side on the positive values."""
+        return self.scale == "float32" and -self.element_type.min > self.element_type.max
+
+    @property
     def state(self) -> tuple[str, ...]:
         """Names of the calibrated tensors that quantizing needs, in the order that the ops take them."""
         names = () if self.dynamic else ("amax",)

@@ -87,6 +87,8 @@ def _scale(scale: Tensor, spec: QuantSpec, shape: tuple[int, int], where: str) -
     if tuple(scale.shape) != stored and not scale.numel() == 1 == len(stored):
         raise CheckpointError(f"{where}: weight_scale has shape {stored}, found {tuple(scale.shape)}")
     values = decode_e8m0(scale) if is_e8m0 else scale.float()
-    if not values.isfinite().all() or (values <= 0).any():
-        raise CheckpointError(f"{where}: weight_scale must hold positive numbers, found {values.min()}")
+    wrong = ~values.isfinite() | (values == 0 if spec.may_be_negative else values <= 0)
+    if wrong.any():
+        kind = "numbers other than 0" if spec.may_be_negative else "positive numbers"
+        raise CheckpointError(f"{where}: weight_scale must hold {kind}, found {values[wrong][0]}")
     return (scale if is_e8m0 else values).reshape(blocks)

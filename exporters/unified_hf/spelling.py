@@ -49,7 +49,7 @@ def unspell(tensors: Mapping[str, Tensor], spec: QuantSpec, dtype: torch.dtype, 
 
     Raises:
         CheckpointError: a tensor is missing or has no place in the format, its dtype or shape is another one, or
-            a scale is NaN, infinite or negative.
+            a scale is NaN, infinite, or negative in another format than integers with a longer side below zero.
     """
     check_parts(tensors, spec, where)
     payload, shape = tensors["weight"], weight_shape(tensors["weight"], spec, where)
@@ -117,5 +117,5 @@ def _check_values(suffix: str, tensor: Tensor, spec: QuantSpec, where: str) -> N
     scales = decode_e8m0(tensor) if tensor.dtype == torch.uint8 else tensor.float()
     if not scales.isfinite().all():
         raise CheckpointError(f"{where}: {suffix} holds NaN or infinite scales")
-    if (scales < 0).any():
+    if (scales < 0).any() and not spec.may_be_negative:
         raise CheckpointError(f"{where}: {suffix} holds negative scales")

@@ -20,6 +20,7 @@ NOT_YET = {"NVFP4_FOUR_OVER_SIX_CFG", "FP8_AFFINE_KV_CFG", "NVFP4_AFFINE_KV_CFG"
 NOTHING_TO_QUANTIZE = {"NVFP4_EXPERTS_ONLY_CFG"}  # a dense model has no experts
 # What the checkpoint cannot hold, and what its report says of it.
 PARTLY_STORED = {"NVFP4_FP8_MHA_CONFIG": "q_bmm_quantizer", "FP8_KV_CFG": "never calibrated"}
+NO_PLACE = {"OCTAVO_INT3_CFG"}  # no checkpoint of this dialect holds three bits
 NEEDS_AN_ALGORITHM = {"NVFP4_KV_CFG"}  # alone it has none; it is joined to a model preset
 
 
@@ -32,7 +33,8 @@ def _is_available(name: str) -> bool:
 
 
 MODEL_PRESETS = [name for name in octavo.preset_names() if _is_available(name)]
-CASES = [name for name in MODEL_PRESETS if name not in NOT_YET | NOTHING_TO_QUANTIZE | NEEDS_AN_ALGORITHM]
+LEFT_OUT = NOT_YET | NOTHING_TO_QUANTIZE | NEEDS_AN_ALGORITHM | NO_PLACE
+CASES = [name for name in MODEL_PRESETS if name not in LEFT_OUT]
 JOINED = ["NVFP4_DEFAULT_CFG+NVFP4_KV_CFG", "INT8_DEFAULT_CFG+FP8_KV_CFG"]
 
 

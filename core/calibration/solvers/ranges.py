@@ -29,8 +29,7 @@ def amax_multiples(spec: QuantSpec) -> list[float]:
     if spec.scale != "float32":
         return list(_EXPONENTS if spec.scale == "e8m0" else _NVFP4)
     multiples = _FEW_BITS if spec.element_type.bits <= 4 else _MANY_BITS
-    is_longer_below = -spec.element_type.min > spec.element_type.max
-    return [sign * multiple for multiple in multiples for sign in ((1, -1) if is_longer_below else (1,))]
+    return [sign * multiple for multiple in multiples for sign in ((1, -1) if spec.may_be_negative else (1,))]
 
 
 def amax_candidates(

@@ -43,7 +43,8 @@ def test_blocks_along_other_dims_and_float_blocks_stay() -> None:
 
 
 def without_integer_blocks() -> list[str]:
-    return [name for name in preset_names() if name not in (INT4, "INT4_AWQ_CFG", "W4A8_AWQ_BETA_CFG")]
+    with_blocks = (INT4, "INT4_AWQ_CFG", "W4A8_AWQ_BETA_CFG", "OCTAVO_INT4_CFG", "OCTAVO_INT3_CFG")
+    return [name for name in preset_names() if name not in with_blocks]
 
 
 @pytest.mark.parametrize("name", without_integer_blocks())

@@ -1,4 +1,4 @@
-"""The 39 presets: there by name, plain, and nobody's copy is anybody else's."""
+"""The 39 presets of ModelOpt, and ours: there by name, plain, and nobody's copy is anybody else's."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ KV_NAMES = [
     "FP8_KV_CFG", "NVFP4_KV_CFG", "FP8_AFFINE_KV_CFG", "NVFP4_AFFINE_KV_CFG", "NVFP4_KV_ROTATE_CFG",
 ]  # fmt: skip
 
+OWN_NAMES = ["OCTAVO_INT4_CFG", "OCTAVO_INT3_CFG", "OCTAVO_NVFP4_W4A16_CFG", "OCTAVO_MXFP4_W4A16_CFG"]
+
 
 def parts(value: Any) -> Iterator[Any]:
     """Yield every dict and list inside a value, itself included."""
@@ -41,11 +43,11 @@ def parts(value: Any) -> Iterator[Any]:
 
 def test_all_names_are_there() -> None:
     assert len({*NAMES, *KV_NAMES}) == 39
-    assert sorted(preset_names()) == sorted([*NAMES, *KV_NAMES])
+    assert sorted(preset_names()) == sorted([*NAMES, *OWN_NAMES, *KV_NAMES])
     assert sorted(kv_preset_names()) == sorted(KV_NAMES)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *KV_NAMES])
+@pytest.mark.parametrize("name", [*NAMES, *OWN_NAMES, *KV_NAMES])
 def test_each_is_a_plain_dict_on_the_package(name: str) -> None:
     config = getattr(octavo, name)
 

@@ -37,7 +37,7 @@ DAMAGE: dict[str, Callable[[dict[str, Tensor]], object]] = {
     r"weight_scale has shape \(128, 8\), found \(128, 4\)": (
         lambda t: t.update({f"{MLP}.weight_scale": t[f"{MLP}.weight_scale"][:, :4].contiguous()})
     ),
-    "weight_scale must hold positive numbers, found 0.0": lambda t: t[f"{MLP}.weight_scale"].zero_(),
+    "weight_scale must hold numbers other than 0, found 0.0": lambda t: t[f"{MLP}.weight_scale"].zero_(),
     "weight_scale has dtype torch.uint8, which is none for int4": (
         lambda t: t.update({f"{MLP}.weight_scale": torch.ones(128, 8, dtype=torch.uint8)})
     ),

@@ -1,0 +1,100 @@
+"""The weights of one group, rounded so that they make good what earlier layers lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from octavo.core.calibration.calibration import Calibration
+from octavo.core.calibration.group_statistics import GroupStatistics
+from octavo.core.calibration.solvers.compensation import compensated
+from octavo.core.calibration.solvers.grid import Grid, static
+from octavo.core.calibration.solvers.rounding import best_rounding, scales_are_of_rows
+from octavo.core.calibration.weight_problem import WeightProblem
+from octavo.core.formats import compute_amax
+
+if TYPE_CHECKING:
+    from octavo.core.calibration.compensate import Compensate
+
+State = dict[str, Tensor]
+
+
+@torch.no_grad()
+def round_group(
+    calibration: Calibration,
+    problems: Sequence[WeightProblem],
+    statistics: GroupStatistics,
+    options: Compensate,
+) -> None:
+    """Round weights that read the same tensor, and report each; rounding to nearest stays where it is better.
+
+    Raises:
+        CalibrationError: XᵀX is not positive definite with any damping.
+    """
+    if statistics.gram is None or statistics.num_tokens == 0:
+        for problem in problems:
+            calibration.report(problem, options.method, chosen="max", reason="no token reached it")
+        return
+    for joined in _joinable(problems):
+        for problem, rounded, state in _solved(joined, statistics, statistics.gram, options):
+            _set_better(calibration, problem, statistics, rounded, state, options.method)
+
+
+def _joinable(problems: Sequence[WeightProblem]) -> Iterator[list[WeightProblem]]:
+    """Yield weights that can be solved as one: same format and second-level scale, and scales of single rows."""
+    joined: dict[object, list[WeightProblem]] = {}
+    for problem in problems:
+        spec, second = static(problem.spec), problem.state().get("global_amax")
+        key: object = (spec, None if second is None else float(second))
+        if problem.index is not None or not scales_are_of_rows(spec):
+            key = problem.name
+        joined.setdefault(key, []).append(problem)
+    yield from joined.values()
+
+
+def _solved(
+    problems: list[WeightProblem], statistics: GroupStatistics, gram: Tensor, options: Compensate
+) -> Iterator[tuple[WeightProblem, Tensor, State]]:
+    weights = [problem.weight() for problem in problems]
+    target = weight = torch.cat(weights)
+    missing = statistics.missing(weight) if problems[0].index is None else None
+    if missing is not None:
+        target = compensated(weight, gram, missing, damping=options.damping)
+    spec = static(problems[0].spec)
+    state = {**problems[0].state(), "amax": compute_amax(target, spec)}
+    rounded, state = best_rounding(target, gram, state, spec, damping=options.damping, sweeps=options.sweeps)
+    if len(problems) == 1:
+        yield problems[0], rounded, state
+        return
+    rows = [len(part) for part in weights]
+    parts, amax_parts = rounded.split_with_sizes(rows), state["amax"].split_with_sizes(rows)
+    for problem, part, amax in zip(problems, parts, amax_parts, strict=True):
+        yield problem, part, {**state, "amax": amax}
+
+
+def _set_better(
+    calibration: Calibration,
+    problem: WeightProblem,
+    statistics: GroupStatistics,
+    rounded: Tensor,
+    state: State,
+    method: str,
+) -> None:
+    weight, nearest_state = problem.weight(), problem.state()
+    grid = Grid.of(nearest_state, static(problem.spec), (weight.shape[0], weight.shape[1]))
+    nearest = grid.round(weight)
+    error, error_of_nearest = (statistics.held_error(q, weight) for q in (rounded, nearest))
+    is_worse = not bool(error <= error_of_nearest)  # also where it is NaN
+    problem.set_state(nearest_state if is_worse else state)
+    calibration.set_weight(problem, nearest if is_worse else rounded)
+    calibration.report(
+        problem,
+        method,
+        chosen="round to nearest" if is_worse else method,
+        tokens=statistics.num_tokens,
+        held_error=float(error),
+        held_error_of_nearest=float(error_of_nearest),
+    )
