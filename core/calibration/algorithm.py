@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from octavo.core.calibration.layerwise import Layerwise
 from octavo.core.calibration.statistics.needs import Needs
+from octavo.core.calibration.support import FAMILIES
 
 if TYPE_CHECKING:
     from octavo.core.calibration.calibration import Calibration
@@ -18,11 +19,15 @@ class Algorithm(BaseModel):
 
     Attributes:
         method: The name by which a config asks for it.
+        solves: Families of weight formats (`support.py`) that it knows.
+        leaves: Families of which weights keep the scales that they have. Others are refused.
         layerwise: Whether to calibrate block by block; one algorithm of a list that says so does for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: ClassVar[str] = ""
+    solves: ClassVar[frozenset[str]] = frozenset(FAMILIES)
+    leaves: ClassVar[frozenset[str]] = frozenset()
     layerwise: Layerwise = Layerwise()
 
     def needs(self) -> Needs:
