@@ -1,4 +1,4 @@
-"""The `gptq` algorithm (Frantar et al., arXiv:2210.17323): codes chosen so that the output of a layer changes little."""
+"""The `gptq` algorithm (Frantar et al., arXiv:2210.17323): codes with which the output of a layer changes little."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ def _joined(problems: Iterable[WeightProblem], by_scale: bool) -> Iterator[list[
     """Yield weights that can be solved as one: of one input and format; `by_scale`: and one second-level scale."""
     left = list(problems)
     while left:
-        first, joined, rows = left[0], [], 0
+        first, rows = left[0], 0
+        joined: list[WeightProblem] = []
         for problem in left:
             num_rows = problem.weight().shape[0]
             if _are_alike(first, problem, by_scale) and (not joined or rows + num_rows <= _MAX_ROWS):

@@ -93,7 +93,7 @@ class GptqGroup:
             found = descend(
                 whole, found, damped, self._grid(states), sweeps=options.sweeps, block=options.block
             )
-        return GptqSolutions(list(found.split(self._rows)), states, damping, num_dead)
+        return GptqSolutions(list(torch.split(found, self._rows)), states, damping, num_dead)
 
     def _with_ranges(
         self, whole: Tensor, states: list[State], damping: float
@@ -101,7 +101,7 @@ class GptqGroup:
         used = feedback(self.gram, damping)
         joined = {**states[0], "amax": torch.cat([state["amax"] for state in states])}
         found, amax = gptq_ranges(whole, self.gram, joined, self._spec, damping=used.damping)
-        amaxes = amax.split([len(state["amax"]) for state in states])
+        amaxes = torch.split(amax, [len(state["amax"]) for state in states])
         chosen = [{**state, "amax": own} for state, own in zip(states, amaxes, strict=True)]
         return found, used.damping, used.num_dead, chosen
 

@@ -78,9 +78,7 @@ class LocalHessian(Mse):
         state = problem.state()
         if self.fp8_scale_sweep:
             return all_e4m3_candidates(state["amax"], state["global_amax"])
-        return amax_candidates(
-            state["amax"], problem.spec, self.multipliers(state["amax"].device).tolist()
-        )
+        return amax_candidates(state["amax"], problem.spec, self.multipliers(state["amax"].device).tolist())
 
     def _reason_to_leave(self, problem: WeightProblem) -> str | None:
         spec = problem.spec

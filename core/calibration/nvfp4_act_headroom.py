@@ -41,7 +41,7 @@ class Nvfp4ActHeadroom(Algorithm):
     anchor_percentile: float = Field(default=1.0, gt=0, le=100)
     upper_percentile: float = Field(default=99.99, gt=0, le=100)
     rho: float = Field(default=16384.0, gt=0, lt=28672)
-    weight_scale_algorithm: dict[str, Any] = {"method": "max"}
+    weight_scale_algorithm: dict[str, Any] = Field(default={"method": "max"})
 
     @field_validator("weight_scale_algorithm", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""What a candidate for a weight costs at its layer's output: over all tokens, and on the held ones as they are rounded."""
+"""What new values of a weight cost at its layer's output: over all tokens, and on held ones as they are rounded."""
 
 from __future__ import annotations
 

@@ -55,15 +55,21 @@ def check_supported(model: nn.Module, algorithms: Sequence[Algorithm]) -> None:
                         )
 
 
-def matrix() -> str:
-    """Return a table of all algorithms and families: `yes`, `max` (the scales there are stay) or `-` (refused)."""
+def support() -> list[tuple[str, ...]]:
+    """Return a row for each algorithm, its name and what it does with each family.
+
+    `yes`, `max` (weights keep the scales that they have, and the report says so) or `-` (refused).
+    """
     from octavo.core.calibration.algorithms import ALGORITHMS, algorithm_named
 
-    rows = [("", *FAMILIES)]
-    for name in ALGORITHMS:
-        algorithm = algorithm_named(name)
-        cells = (_cell(algorithm, family) for family in FAMILIES)
-        rows.append((name, *cells))
+    return [
+        (name, *(_cell(algorithm_named(name), family) for family in FAMILIES)) for name in sorted(ALGORITHMS)
+    ]
+
+
+def matrix() -> str:
+    """Return `support` as a table in plain text."""
+    rows = [("", *FAMILIES), *support()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -49,7 +49,7 @@ def unspell(tensors: Mapping[str, Tensor], spec: QuantSpec, dtype: torch.dtype, 
 
     Raises:
         CheckpointError: a tensor is missing or has no place in the format, its dtype or shape is another one, or
-            a scale is NaN, infinite or negative.
+            a scale is NaN, infinite, or negative (but for signed integers).
     """
     needed = ["weight", "weight_scale", *(["weight_scale_2"] if spec.global_max is not None else [])]
     for suffix in needed:
@@ -107,5 +107,7 @@ def _check_values(suffix: str, tensor: Tensor, spec: QuantSpec, where: str) -> N
     scales = decode_e8m0(tensor) if tensor.dtype == torch.uint8 else tensor.float()
     if not scales.isfinite().all():
         raise CheckpointError(f"{where}: {suffix} holds NaN or infinite scales")
-    if (scales < 0).any():
+    # Of integers the longer side of the range may lie on the positive values: their scales then are negative.
+    has_longer_side = suffix == "weight_scale" and -spec.element_type.min > spec.element_type.max
+    if not (has_longer_side and spec.scale == "float32") and (scales < 0).any():
         raise CheckpointError(f"{where}: {suffix} holds negative scales")
