@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import octavo
+from helpers.adapters_models import tiny_model, tokens
 from helpers.tiny import tiny_llama, token_batches
 from octavo.core.evaluation.read_back import exporter_of
 from octavo.core.modules import quantized_layers
@@ -60,3 +61,31 @@ def test_codes_survive_export(
             torch.testing.assert_close(rounded, weight, rtol=2**-7, atol=0)
     with torch.no_grad():
         assert torch.equal(octavo.load_quantized(tmp_path / "out")(batches[0]).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("preset", "algorithm"), [("NVFP4_DEFAULT_CFG", SEARCHED), ("INT8_WEIGHT_ONLY_CFG", "gptq")]
+)
+def test_stacked_experts(preset: str, algorithm: Any, tmp_path: Path) -> None:
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hidden_layers": 1}
+    model, plain = tiny_model("qwen3_moe", **sizes), dict(tiny_model("qwen3_moe", **sizes).named_parameters())
+    batch = {"input_ids": tokens(8, 32)}
+
+    octavo.quantize(model, {**octavo.preset(preset), "algorithm": algorithm}, [batch], quiet=True)
+    octavo.export_hf_checkpoint(model, export_dir=tmp_path / "out", quiet=True)
+
+    rows = {row["weight"]: row for row in octavo.history(model)[-1].state["report"]["weights"]}
+    name = "model.layers.0.mlp.experts.down_proj"
+    assert {f"{name}[{index}]" for index in range(4)} <= rows.keys()
+    assert all(row["error_after"] <= row["error_before"] for row in rows.values())
+    experts = model.get_submodule("model.layers.0.mlp.experts")
+    stored = dict(exporter_of(tmp_path / "out").open(tmp_path / "out").tensors())
+    for index in range(4):
+        packed: Any = stored[f"model.layers.0.mlp.experts.{index}.down_proj.weight"]
+        solved = experts.down_proj[index].detach()  # type: ignore[index]
+        torch.testing.assert_close(packed.dequantize(), solved, rtol=2**-20, atol=0)
+        assert (solved - plain[name][index]).norm() < 0.5 * plain[name][index].norm()
+    with octavo.finalized(model, "unified_hf"), torch.no_grad():
+        logits = model(**batch).logits
+    with torch.no_grad():
+        assert torch.equal(octavo.load_quantized(tmp_path / "out")(**batch).logits, logits)
