@@ -100,6 +100,8 @@ class Nvfp4ActHeadroom(Algorithm):
 def _reason_to_leave(problem: WeightProblem, quantizer: TensorQuantizer) -> str | None:
     if problem.statistics is None:
         return "the range of max: calibration data never reached the layer"
+    if problem.statistics.block_amax_counts.dim() == 0:
+        return "the range of max: the statistics hold no maxima of blocks"
     if quantizer.pre_quant_scale is not None:
         return "the range there was: the input is scaled by an algorithm before this one"
     if not torch.equal(quantizer.global_amax, problem.statistics.amax.max()):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -110,8 +110,10 @@ def test_joined_layers_equal_the_solver_on_each() -> None:
     count=st.integers(1, 60),
     seed=st.integers(0, 1000),
     options=st.sampled_from([{}, OURS, {"scales": "search"}, {"act_order": True, "perc_damp": 1.0}]),
-    inputs=st.sampled_from([None, {"num_bits": 8}, {"num_bits": (4, 3)}]),
+    inputs=st.sampled_from([None, {"num_bits": 8}, {"num_bits": 3}]),
 )
+@example(name="int8", count=40, seed=0, options={}, inputs={"num_bits": 3})
+@example(name="fp8", count=40, seed=3, options=OURS, inputs={"num_bits": 3})
 def test_never_worse_than_rounding_to_nearest(
     name: str, count: int, seed: int, options: dict[str, Any], inputs: dict[str, Any] | None
 ) -> None:
@@ -134,6 +136,20 @@ def test_never_worse_than_rounding_to_nearest(
     with torch.no_grad():
         for found, limit in zip(errors(solved), errors(nearest), strict=True):
             assert found <= limit * (1 + 1e-4) + 1e-6
+
+
+def test_a_result_that_is_worse_on_held_tokens_is_not_used() -> None:
+    """Inputs of three bits are off by more than what GPTQ gains on INT8."""
+    torch.manual_seed(0)
+    model, rules = nn.Sequential(nn.Linear(32, 24, bias=False)), {"num_bits": 8, "axis": 0}
+    weight = model[0].weight.detach().clone()
+
+    octavo.quantize(model, config(rules, "gptq", {"num_bits": 3}), [correlated(40)], quiet=True)
+
+    (row,) = rows_of(model)
+    assert row["fallback"] == "round-to-nearest: the result was worse on all tokens or on the held ones"
+    assert row["error_after"] == row["error_before"]
+    assert torch.equal(model[0].weight, weight)
 
 
 def test_few_tokens_and_dead_columns_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
