@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from octavo.core.calibration.layerwise import Layerwise
 from octavo.core.calibration.statistics.needs import Needs
+from octavo.core.calibration.support import FAMILIES
 
 if TYPE_CHECKING:
     from octavo.core.calibration.calibration import Calibration
@@ -18,6 +19,8 @@ class Algorithm(BaseModel):
 
     Attributes:
         method: The name by which a config asks for it.
+        solves: Families of weight formats (`support.py`) that it knows.
+        leaves: Families of which weights keep the scales that they have. Others are refused.
         layerwise: Whether to calibrate block by block. This and what follows: one algorithm of a list that asks for it
             does for all.
         all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
@@ -30,6 +33,8 @@ class Algorithm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     method: ClassVar[str] = ""
+    solves: ClassVar[frozenset[str]] = frozenset(FAMILIES)
+    leaves: ClassVar[frozenset[str]] = frozenset()
     layerwise: Layerwise = Layerwise()
     all_experts: StrictBool = False
     expert_statistics: Literal["shared", "own"] = "shared"

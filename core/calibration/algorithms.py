@@ -16,11 +16,13 @@ ALGORITHMS = {
     "max": "octavo.core.calibration.max:Max",
     "mse": "octavo.core.calibration.mse:Mse",
     "compensate": "octavo.core.calibration.compensate:Compensate",
+    "local_hessian": "octavo.core.calibration.local_hessian:LocalHessian",
+    "gptq": "octavo.core.calibration.gptq:Gptq",
+    "nvfp4_act_headroom": "octavo.core.calibration.nvfp4_act_headroom:Nvfp4ActHeadroom",
+    "hqq": "octavo.core.calibration.hqq:Hqq",
 }
 # Names that configs of the field use and this version cannot run.
-_DECLARED = (
-    "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "nvfp4_act_headroom", "lsq",
-)  # fmt: skip
+_DECLARED = ("smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "lsq")
 
 
 def algorithms_of(algorithm: Any) -> list[Algorithm]:
@@ -42,11 +44,17 @@ def algorithms_of(algorithm: Any) -> list[Algorithm]:
         raise ConfigError(
             f"algorithm must be a name, a dict with 'method', a list or None; found {algorithm!r}"
         )
-    chosen = _algorithm_named(options["method"])
+    chosen = algorithm_named(options["method"])
     return [_configured(chosen, {key: value for key, value in options.items() if key != "method"})]
 
 
-def _algorithm_named(name: Any) -> type[Algorithm]:
+def algorithm_named(name: Any) -> type[Algorithm]:
+    """Return the class of an algorithm.
+
+    Raises:
+        ConfigError: there is none of that name.
+        UnsupportedError: it is known and not available in this version.
+    """
     if name in _DECLARED:
         available = ", ".join(sorted(ALGORITHMS))
         raise UnsupportedError(

@@ -149,6 +149,24 @@ class Calibration:
             output = tensor_sqnr(exact, problem.rounded_tokens() @ new_weight.float().T)
         return {"weight_sqnr_db": tensor_sqnr(original_weight, new_weight), "output_sqnr_db": output}
 
+    def report_unsolved(self, algorithm: str) -> None:
+        """Note the weights that are no problems: several quantizers in turn, or no matrix."""
+        for name, layer in quantized_layers(self.model):
+            for slot in layer.weight_slots() if self._part.has(name) else ():
+                stages = layer.quantizers()[slot.quantizer].stages()
+                if not any(stage.enabled for stage in stages):
+                    continue
+                dims = layer.quantized_weights()[slot.quantizer].dim()
+                if not _is_single(layer, slot):
+                    reason = f"{len(stages)} quantizers in turn"
+                elif dims != 2 and not slot.is_stacked:
+                    reason = f"a weight with {dims} dims"
+                else:
+                    continue
+                fallback = f"scales of max: {algorithm} solves matrices with one quantizer, found {reason}"
+                weight = f"{name}.{slot.parameter}".removeprefix(".")
+                self.rows.append({"weight": weight, "algorithm": algorithm, "fallback": fallback})
+
     @torch.no_grad()
     def set_weight(self, problem: WeightProblem, weight: Tensor) -> None:
         """Give a weight new values [out, in], as its quantizer sees them: a factor on the weight is then part of them.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from octavo.core import ops
 from octavo.core.calibration.algorithm import Algorithm
+from octavo.core.calibration.support import FP8, INT, INT_BLOCKS, MX, NVFP4, NVFP4_STATIC
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 from octavo.core.formats.scales import beside
@@ -39,6 +40,8 @@ class Mse(Algorithm):
     """
 
     method: ClassVar[str] = "mse"
+    solves: ClassVar[frozenset[str]] = frozenset({INT, INT_BLOCKS, FP8, NVFP4_STATIC})
+    leaves: ClassVar[frozenset[str]] = frozenset({NVFP4, MX})
     step_size: float = Field(default=0.1, gt=0, allow_inf_nan=False, strict=True)
     start_multiplier: float = Field(default=0.25, gt=0, allow_inf_nan=False, strict=True)
     stop_multiplier: float = Field(default=4.0, gt=0, allow_inf_nan=False, strict=True)
@@ -65,6 +68,7 @@ class Mse(Algorithm):
         Raises:
             CalibrationError: a weight is offloaded, so that it cannot be searched; it is named.
         """
+        calibration.share_second_levels()
         searched = [found for found in _weights(calibration.model) if _is_searched(*found[2:], self)]
         offloaded = [f"{name}.{slot.quantizer}" for name, slot, _, weight in searched if weight.is_meta]
         if offloaded:

@@ -26,6 +26,7 @@ from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.run_log import RunLog
 from octavo.core.calibration.statistics import InputStatistics, Needs
 from octavo.core.calibration.statistics.known import KnownStatistics
+from octavo.core.calibration.support import check_supported
 from octavo.core.console import track
 from octavo.core.errors import CalibrationError
 from octavo.core.graph.evaluating import evaluating
@@ -62,6 +63,7 @@ def run_algorithms(
         CalibrationError: it yields nothing usable.
         UnsupportedError: an algorithm does not know a format, or blocks cannot run one after the other.
     """
+    check_supported(model, algorithms)
     groups = tuple(tuple(group) for group in groups)
     layerwise = next((a.layerwise for a in algorithms if a.layerwise.enable), None)
     run = None if forward_loop is None else lambda: run_forward_loop(model, forward_loop, quiet)

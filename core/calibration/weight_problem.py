@@ -49,8 +49,15 @@ class WeightProblem:
         return self.layer.quantizers()[self.slot.quantizer].stages()[0]
 
     @property
+    def has_input(self) -> bool:
+        """Whether the weight is multiplied with a tensor; the rows of an embedding are not."""
+        return self.slot.inputs in self.layer.quantizers()
+
+    @property
     def inputs(self) -> TensorQuantizer | None:
         """The input's quantizer where it is on and a single one."""
+        if not self.has_input:
+            return None
         stages = self.layer.quantizers()[self.slot.inputs].stages()
         return stages[0] if len(stages) == 1 and stages[0].enabled and stages[0].spec is not None else None
 
@@ -68,14 +75,14 @@ class WeightProblem:
     def gram(self) -> Tensor:
         """Return XᵀX of the input as the weight sees it, fp32 [in, in]: times the input's `pre_quant_scale`."""
         assert self.statistics is not None  # noqa: S101 (the algorithm's needs asked for them)
-        scale, gram = self._input_scale(), self.statistics.gram()
+        scale, gram = self.input_scale(), self.statistics.gram()
         return gram if scale is None else gram * scale * scale[:, None]
 
     def held_tokens(self) -> Tensor:
         """Return a few tokens of the input as the weight sees them, [n, in]: times `pre_quant_scale`."""
         assert self.statistics is not None  # noqa: S101
-        scale, tokens = self._input_scale(), self.statistics.held.tokens()
-        return tokens if scale is None else tokens * scale.to(tokens.dtype)
+        scale, tokens = self.input_scale(), self.statistics.held.tokens()
+        return tokens if scale is None or not len(tokens) else tokens * scale.to(tokens.dtype)
 
     def rounded_tokens(self) -> Tensor:
         """Return the held tokens as the weight sees them once the input's quantizers round, fp32 [n, in]."""
@@ -119,9 +126,10 @@ class WeightProblem:
         for name, tensor in quantizer.named_state().items():
             tensor[self.index].copy_(state[name])
 
-    def _own(self, tensor: Tensor) -> Tensor:
-        return tensor if self.index is None else tensor[self.index]
-
-    def _input_scale(self) -> Tensor | None:
+    def input_scale(self) -> Tensor | None:
+        """Return the input's `pre_quant_scale`, fp32 [in], or None."""
         scale = self.layer.quantizers()[self.slot.inputs].stages()[0].pre_quant_scale
         return None if scale is None else scale.float()
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        return tensor if self.index is None else tensor[self.index]

@@ -20,6 +20,8 @@ from octavo.core.formats.spec import ScaleType
 from octavo.core.quantizers import Calibrator
 
 E4M3_MAX = 448.0
+# The block scale of the tensor's largest magnitude with four_over_six: it leaves room for scales of 1.5 times that.
+FOUR_OVER_SIX_MAX = 256.0
 _FLOAT_NAMES = {(4, 3): "e4m3", (5, 2): "e5m2", (2, 1): "e2m1", (3, 2): "e3m2", (2, 3): "e2m3"}
 _BLOCK_OPTIONS = ("type", "scale_bits", "scale_block_sizes", "scale_rounding", "four_over_six")
 # Attributes that are understood and not available yet, with the value that means "not used".
@@ -176,11 +178,10 @@ class QuantizerAttributes(BaseModel):
         options = {key: value for key, value in block_sizes.items() if isinstance(key, str)}
         for key in options.keys() - set(_BLOCK_OPTIONS):
             raise ConfigError(f"unknown option {key!r} of block_sizes.{nearest(key, _BLOCK_OPTIONS)}")
-        for key in ("scale_block_sizes", "four_over_six"):
-            if options.get(key):
-                raise UnsupportedError(
-                    f"block_sizes[{key!r}]={options[key]!r} is not available in this version"
-                )
+        if options.get("scale_block_sizes"):
+            raise UnsupportedError(
+                f"block_sizes['scale_block_sizes']={options['scale_block_sizes']!r} is not available in this version"
+            )
         lengths = {key: value for key, value in block_sizes.items() if isinstance(key, int)}
         dynamic = self._is_dynamic(options.get("type", self.type))
         granularity: Granularity = PerToken()
@@ -193,7 +194,13 @@ class QuantizerAttributes(BaseModel):
         scale = self._scale_type(options.get("scale_bits"))
         if scale == "e8m0" and not dynamic:
             raise ConfigError("e8m0 scales are computed from the values at hand: use type='dynamic'")
-        global_max = element_type(element).max * E4M3_MAX if scale == "e4m3" else None
+        largest_scale = FOUR_OVER_SIX_MAX if options.get("four_over_six") else E4M3_MAX
+        if options.get("four_over_six") and (scale != "e4m3" or dynamic):
+            raise ConfigError(
+                "four_over_six chooses among static E4M3 block scales: use type='static' and scale_bits=(4, 3), found "
+                f"block_sizes={block_sizes}"
+            )
+        global_max = element_type(element).max * largest_scale if scale == "e4m3" else None
         rounding = options.get("scale_rounding", "ceil")
         return QuantSpec(element, granularity, scale, global_max, dynamic, scale_rounding=rounding)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from octavo.core.config.attributes import FOUR_OVER_SIX_MAX
 from octavo.core.config.rules import Attributes
 from octavo.core.formats import PerBlock, PerChannel, PerToken, QuantSpec, element_type
 
@@ -18,6 +19,8 @@ def spec_attributes(spec: QuantSpec) -> Attributes:
     """
     attributes = _element_attributes(spec.element)
     options: dict[str, Any] = {"scale_bits": _SCALE_BITS[spec.scale]} if spec.scale in _SCALE_BITS else {}
+    if spec.global_max == spec.element_type.max * FOUR_OVER_SIX_MAX:
+        options["four_over_six"] = True
     if spec.scale_rounding != "ceil":
         options["scale_rounding"] = spec.scale_rounding
     match spec.granularity:

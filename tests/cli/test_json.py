@@ -8,6 +8,9 @@ import pytest
 
 import octavo
 from helpers.cli_runner import DATA, MODEL, TEXT, Run
+from octavo.core.calibration.algorithms import ALGORITHMS
+
+AVAILABLE = ", ".join(sorted(ALGORITHMS))
 
 PLAN_KEYS = {
     "version",
@@ -145,7 +148,7 @@ def test_presets(octavo_command: Run) -> None:
         "missing": None,
     }
     assert rows["INT4_AWQ_CFG"]["missing"] == (
-        "algorithm 'awq_lite' is not available in this version of Octavo; available: compensate, max, mse"
+        f"algorithm 'awq_lite' is not available in this version of Octavo; available: {AVAILABLE}"
     )
 
 

@@ -8,6 +8,9 @@ import pytest
 
 import octavo
 from helpers.cli_runner import MODEL, TEXT, Run
+from octavo.core.calibration.algorithms import ALGORITHMS
+
+AVAILABLE = ", ".join(sorted(ALGORITHMS))
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +61,15 @@ def test_presets(octavo_command: Run) -> None:
     assert set(octavo.preset_names()) <= shown.keys()
     assert shown["FP8_DEFAULT_CFG"] == "model max"
     assert shown["INT4_AWQ_CFG"] == (
-        "model awq_lite algorithm 'awq_lite' is not available in this version of Octavo; "
-        "available: compensate, max, mse"
+        f"model awq_lite algorithm 'awq_lite' is not available in this version of Octavo; available: {AVAILABLE}"
     )
+
+
+def test_presets_end_with_what_algorithms_know(octavo_command: Run) -> None:
+    shown = rows(octavo_command("presets").out)
+
+    assert shown["gptq"] == "yes yes yes yes yes yes"
+    assert shown["hqq"] == "yes yes - - - -"
 
 
 def test_plugins(octavo_command: Run) -> None:

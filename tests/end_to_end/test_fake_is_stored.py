@@ -16,7 +16,7 @@ from octavo.core.evaluation.read_back import exporter_of
 from octavo.core.modules import quantized_layers
 from octavo.core.packed import PackedTensor
 
-NOT_YET = {"NVFP4_FOUR_OVER_SIX_CFG", "FP8_AFFINE_KV_CFG", "NVFP4_AFFINE_KV_CFG", "NVFP4_KV_ROTATE_CFG"}
+NOT_YET = {"FP8_AFFINE_KV_CFG", "NVFP4_AFFINE_KV_CFG", "NVFP4_KV_ROTATE_CFG"}
 NOTHING_TO_QUANTIZE = {"NVFP4_EXPERTS_ONLY_CFG"}  # a dense model has no experts
 # What the checkpoint cannot hold, and what its report says of it.
 PARTLY_STORED = {"NVFP4_FP8_MHA_CONFIG": "q_bmm_quantizer", "FP8_KV_CFG": "never calibrated"}

@@ -23,6 +23,8 @@ class InputStatistics:
         abs_mean_sum: fp64 [in]: sum over batches of the mean magnitude, as AWQ's first implementation averages.
         square_sum: fp64 [in]: sum of squares.
         held: A few tokens.
+        block_amax_counts: int64 [512]: blocks of 16 channels by their maximum (`solvers/activation_range.py`); 0 where
+            that is not gathered.
     """
 
     def __init__(self, num_channels: int, needs: Needs, device: torch.device | None = None) -> None:
@@ -34,6 +36,7 @@ class InputStatistics:
         self.abs_mean_sum = torch.zeros_like(self.abs_sum)
         self.square_sum = torch.zeros_like(self.abs_sum)
         self.held = HeldTokens(needs.held_tokens)
+        self.block_amax_counts = torch.zeros((), dtype=torch.int64, device=device)
         self._gram: Tensor | None = None
         self._rows: list[Tensor] = []  # tokens that are not in `_gram` yet: fewer than it has rows
 
@@ -74,6 +77,10 @@ class InputStatistics:
         self.abs_mean_sum += abs_sum / len(rows)
         self.square_sum += rows.square().sum(0).double()
         self.held.add(x.detach().reshape(-1, x.shape[-1]))
+        if self.needs.block_amax:
+            from octavo.core.calibration.solvers.activation_range import block_amax_counts
+
+            self.block_amax_counts = self.block_amax_counts + block_amax_counts(rows)
         if self.needs.gram:
             self._add_rows(rows)
 
@@ -107,6 +114,7 @@ class InputStatistics:
         self.abs_mean_sum += other.abs_mean_sum
         self.square_sum += other.square_sum
         self.held.merge(other.held)
+        self.block_amax_counts = self.block_amax_counts + other.block_amax_counts
         if other._gram is not None:
             self._gram = other._gram.clone() if self._gram is None else self._gram + other._gram
         for rows in other._rows:

@@ -12,6 +12,7 @@ class Needs:
     Attributes:
         channels: Largest, mean and mean squared magnitude of each channel.
         gram: XᵀX, [in, in].
+        block_amax: How often the maxima of blocks of 16 channels fall into which range.
         held_tokens: How many tokens to hold for judging candidates, at most.
         all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
         original_inputs: Block by block, also what each block reads in the model before it was quantized. The
@@ -23,11 +24,12 @@ class Needs:
     held_tokens: int = 0
     all_experts: bool = False
     original_inputs: bool = False
+    block_amax: bool = False
 
     @property
     def any_input(self) -> bool:
         """Whether inputs are looked at beyond what their own quantizers need."""
-        return self.channels or self.gram or self.held_tokens > 0
+        return self.channels or self.gram or self.held_tokens > 0 or self.block_amax
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -36,6 +38,7 @@ class Needs:
             max(self.held_tokens, other.held_tokens),
             self.all_experts or other.all_experts,
             self.original_inputs or other.original_inputs,
+            self.block_amax or other.block_amax,
         )
 
 

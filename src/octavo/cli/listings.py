@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from octavo.cli import options, output
 from octavo.core.calibration.algorithms import algorithms_of
+from octavo.core.calibration.support import FAMILIES, support
 from octavo.core.config import kv_preset_names, preset, preset_names
 from octavo.core.config.entries import parse_rules
 from octavo.core.config.rules import decide
@@ -14,7 +15,7 @@ from octavo.core.plugins import plugins as loaded_plugins
 
 
 def presets(as_json: options.AsJson = False) -> None:
-    """List presets, their algorithm, and what of them is missing in this version."""
+    """List presets, their algorithm, and what of them is missing in this version; algorithms and what they know."""
     rows = []
     for name in preset_names():
         algorithm = preset(name)["algorithm"]
@@ -26,6 +27,7 @@ def presets(as_json: options.AsJson = False) -> None:
     else:
         columns = ("name", "kind", "algorithm", "missing")
         output.print_table("presets", columns, [[row[c] or "" for c in columns] for row in rows])
+        output.print_table("algorithms", ("algorithm", *FAMILIES), support())
 
 
 def plugins(as_json: options.AsJson = False) -> None:

@@ -10,14 +10,12 @@ import torch
 import octavo
 from helpers.calibration_models import calibrated_state, rows, two_layers
 from helpers.calibration_snapshot import snapshot
-from octavo.core.calibration.algorithms import algorithms_of
+from octavo.core.calibration.algorithms import _DECLARED, ALGORITHMS, algorithms_of
 from octavo.core.calibration.max import Max
 from octavo.core.errors import ConfigError, UnsupportedError
 
-AVAILABLE = "; available: compensate, max, mse$"
-KNOWN = (
-    "known: max, mse, compensate, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
-)
+AVAILABLE = f"; available: {', '.join(sorted(ALGORITHMS))}$"
+KNOWN = f"known: {', '.join([*ALGORITHMS, *_DECLARED])}"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ def test_max_twice_calibrates_once() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "lsq"],
+    _DECLARED,
 )
 @pytest.mark.parametrize("form", [lambda n: n, lambda n: {"method": n, "alpha": 1.0}, lambda n: ["max", n]])
 def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> None:

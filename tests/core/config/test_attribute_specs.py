@@ -56,6 +56,10 @@ SPECS: list[tuple[dict[str, Any], QuantSpec]] = [
         QuantSpec("e2m1", BLOCKS_16, "e4m3", 2688.0),
     ),
     (
+        {"num_bits": (2, 1), "block_sizes": {**NVFP4_BLOCKS, "type": "static", "four_over_six": 1}},
+        QuantSpec("e2m1", BLOCKS_16, "e4m3", 1536.0),
+    ),
+    (
         {"num_bits": (2, 1), "block_sizes": {"-1": 16, "type": "dynamic", "scale_bits": [4, 3]}},
         QuantSpec("e2m1", BLOCKS_16, "e4m3", 2688.0, dynamic=True),
     ),
