@@ -21,7 +21,8 @@ class Hqq(Algorithm):
 
     Each scale is the one with the least sum of |w − q(w)|^power, which forgives outliers: of several parts of the
     largest magnitude and, with one more code below zero, of either sign. No data is needed. There are no zero points,
-    which are what HQQ itself chooses: a scale alone forgives outliers by clipping them; try a power before trusting it.
+    which are what HQQ itself chooses, and a scale alone forgives outliers by clipping them: HQQ's own power, 0.7, loses
+    more than rounding to nearest does on the models we tried, so that squared errors are the default.
 
     Attributes:
         power: Exponent of the errors. 0.7 is HQQ's; 2 is the squared error.
@@ -29,7 +30,7 @@ class Hqq(Algorithm):
 
     method: ClassVar[str] = "hqq"
     solves: ClassVar[frozenset[str]] = frozenset({INT, INT_BLOCKS})
-    power: float = Field(default=0.7, gt=0, le=2, strict=True)
+    power: float = Field(default=2.0, gt=0, le=2, strict=True)
 
     @torch.no_grad()
     def run(self, calibration: Calibration) -> None:
