@@ -15,7 +15,9 @@ from octavo.core.calibration.max import Max
 from octavo.core.errors import ConfigError, UnsupportedError
 
 AVAILABLE = "; available: compensate, max, mse$"
-KNOWN = "known: max, mse, compensate, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
+KNOWN = (
+    "known: max, mse, compensate, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
+)
 
 
 @pytest.mark.parametrize(
