@@ -128,8 +128,11 @@ SUMS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", SUMS)
-def test_sums_are_found_without_knowing_the_family(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_found_without_knowing_the_family(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = family_cases()[family]
     if family == "Granite":
         case = replace(case, config={**case.config, "residual_multiplier": 0.2}, _built=[])
@@ -140,7 +143,8 @@ def test_sums_are_found_without_knowing_the_family(family: str, monkeypatch: pyt
         compensated_block, "_find_sums", lambda b, g, sums: (find(b, g, sums), found.update(sums))
     )
 
-    octavo.quantize(case.model(), config(case.quant_config("INT4")), [case.batch()], quiet=True)
+    whole = case.model().to(dtype)
+    octavo.quantize(whole, config(case.quant_config("INT4")), [case.batch()], quiet=True)
 
     assert {name: reader for (_, name), reader in found.items()} == SUMS[family]
 
