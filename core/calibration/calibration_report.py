@@ -14,15 +14,19 @@ from octavo.core.modes.record import history, part, set_history
 _MODE = "quantize"
 
 
-def noted(rows: Sequence[dict[str, Any]], log: RunLog, cost: Mapping[str, float]) -> dict[str, Any]:
+def noted(
+    rows: Sequence[dict[str, Any]], log: RunLog, cost: Mapping[str, float], changed: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what one run notes, JSON-ready.
 
     Args:
         rows: What was done to each weight.
         log: What happened beside that.
         cost: Time and memory of all of it (`measured`).
+        changed: Names of parameters that hold other values now.
     """
     return {
+        "changed_weights": list(changed),
         "weights": list(rows),
         "tokens_per_expert": log.tokens_per_expert,
         "warnings": log.warnings,
@@ -55,9 +59,10 @@ def check_report(state: Mapping[str, Any], where: str) -> None:
 def add_to_report(model: nn.Module, report: Mapping[str, Any]) -> None:
     """Add what a further run noted, if anything; `cost` then is that of the last one."""
     before = calibration_report(model)
-    if not any(report.get(key) for key in ("weights", "tokens_per_expert", "warnings")):
+    if not any(report.get(key) for key in ("weights", "tokens_per_expert", "warnings", "changed_weights")):
         return
     both = {
+        "changed_weights": sorted({*before.get("changed_weights", []), *report["changed_weights"]}),
         "weights": [*before.get("weights", []), *report["weights"]],
         "tokens_per_expert": {**before.get("tokens_per_expert", {}), **report["tokens_per_expert"]},
         "warnings": [*before.get("warnings", []), *report["warnings"]],

@@ -22,6 +22,10 @@ class Originals:
         if parameter not in self._values:
             self._values[parameter] = parameter.detach().clone()
 
+    def names(self, model: nn.Module) -> list[str]:
+        """Return the names in `model` of the parameters whose values are kept."""
+        return sorted(name for name, parameter in model.named_parameters() if parameter in self._values)
+
     def __len__(self) -> int:
         return len(self._values)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.attach import attach, check_reached
-from octavo.core.calibration.calibration_report import add_to_report, noted
+from octavo.core.calibration.calibration_report import add_to_report, calibration_report, noted
 from octavo.core.calibration.cost import measured
 from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
@@ -21,7 +21,7 @@ from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.calibration.max_scales import calibrate_weights, uncalibrated
 from octavo.core.calibration.run_log import RunLog
 from octavo.core.console import say
-from octavo.core.errors import ModeError
+from octavo.core.errors import ModeError, listed
 from octavo.core.modes.record import history, last_record, set_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.modes.transaction import applying
@@ -122,7 +122,11 @@ def calibrate(
     calibrate_weights(model)
     if forward_loop is not None and not algorithms:
         say(_DATA_NOT_RUN, quiet)
-    elif forward_loop is not None and not uncalibrated(model):
+    elif (
+        forward_loop is not None
+        and not uncalibrated(model)
+        and not any(a.needs().any_input for a in algorithms)
+    ):
         say("every quantizer is calibrated already, so the data was not run", quiet)
     record = last_record(model, "quantize")
     groups = record.state["same_input"] if record is not None else []
@@ -135,9 +139,15 @@ def unquantize(model: nn.Module) -> nn.Module:
     """Take all quantizers off, in place: every layer gets back the very class it had.
 
     Raises:
-        ModeError: the model is not quantized, its weights are folded, or another mode was applied after.
+        ModeError: the model is not quantized, an algorithm (`gptq`, `compensate`, …) gave weights other values, weights
+            are folded, or another mode was applied after.
     """
     check_not_folded(model, "unquantize it")
+    if changed := calibration_report(model).get("changed_weights"):
+        raise ModeError(
+            f"calibration gave {len(changed)} weights other values ({listed(changed, 2)}), and the original ones are "
+            "gone; to unquantize it, load the original model again"
+        )
     records = history(model)
     if not records or records[-1].mode != "quantize":
         found = ", ".join(record.mode for record in records) or "none"
@@ -164,8 +174,8 @@ def _run(
 
     log = RunLog()
     with measured() as cost:
-        rows, _ = run_algorithms(model, algorithms, forward_loop, quiet, groups, given, log)
-    return noted(rows, log, cost)
+        rows, originals = run_algorithms(model, algorithms, forward_loop, quiet, groups, given, log)
+    return noted(rows, log, cost, originals.names(model))
 
 
 def _json_ready(config: Mapping[str, Any]) -> dict[str, Any]:

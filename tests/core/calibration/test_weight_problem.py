@@ -133,3 +133,14 @@ def test_factors_are_saved_and_restored(tmp_path: Path) -> None:
 
     assert torch.equal(restored(DATA[0]), model(DATA[0]))
     assert not torch.equal(model(DATA[0]), quantized("INT8_DEFAULT_CFG")(DATA[0]))
+
+
+def test_a_model_whose_weights_changed_is_not_unquantized() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 64))
+    config = {**octavo.INT8_WEIGHT_ONLY_CFG, "algorithm": "gptq"}
+    octavo.quantize(model, config, [torch.randn(64, 32)], quiet=True)
+
+    with pytest.raises(
+        octavo.ModeError, match=r"gave 2 weights other values \(0\.weight, 2\.weight\), and the orig"
+    ):
+        octavo.unquantize(model)
