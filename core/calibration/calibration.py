@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.block_calls import CalibratedBlock
+from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.solvers.grid import static
 from octavo.core.calibration.statistics import InputStatistics
@@ -17,28 +18,6 @@ from octavo.core.modules import QuantModule, WeightSlot, quantized_layers
 from octavo.core.quantizers import TensorQuantizer
 
 Groups = Iterable[Iterable[str]]
-
-
-class Originals:
-    """The values of weights before a run changed them."""
-
-    def __init__(self) -> None:
-        self._values: dict[nn.Parameter, Tensor] = {}
-
-    def keep(self, parameter: nn.Parameter) -> None:
-        """Keep the values of a parameter, if they are not kept already."""
-        if parameter not in self._values:
-            self._values[parameter] = parameter.detach().clone()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put every value back."""
-        for parameter, values in self._values.items():
-            parameter.copy_(values)
-        self._values.clear()
 
 
 class Calibration:

@@ -1,15 +1,15 @@
 """Finalizing: between calibration and packing, one recorded, reversible step to a dialect's numbers.
 
-It turns off quantizers that the dialect has no place for, changes formats (how quotients round), shares scales among
-layers with a common input, and turns activation maxima into what a reader recovers from the stored scales. What is
-packed afterwards is bit for bit what the finalized model computes with.
+It turns off quantizers that the dialect has no place for, folds smoothing into norms where the dialect does, changes
+formats (how quotients round), shares scales among layers with a common input, and turns activation maxima into what a
+reader recovers from the stored scales. What is packed afterwards is bit for bit what the finalized model computes with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from octavo.core.calibration.differences import Numbers, differences
 from octavo.core.calibration.finalized import FINALIZATION, finalized_for, forget_finalization
 from octavo.core.calibration.fold_mode import check_not_folded
+from octavo.core.calibration.originals import Originals
+from octavo.core.calibration.smoothing_fold import fold_smoothing, format_of
 from octavo.core.errors import ConfigError, ModeError
-from octavo.core.formats import QuantSpec
+from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.model.exporter import Dialect
 from octavo.core.model.targets import check_target
 from octavo.core.modes.record import last_record
@@ -32,37 +34,63 @@ class _Before:
     """One quantizer as it was."""
 
     quantizer: TensorQuantizer
-    spec: QuantSpec
+    spec: QuantSpec | None
     state: dict[str, Tensor]
     enabled: bool
+    pre_quant_scale: Tensor | None
 
     @classmethod
     def of(cls, quantizer: TensorQuantizer) -> _Before:
-        assert quantizer.spec is not None  # noqa: S101 (the caller leaves the others out)
         state = {name: tensor.clone() for name, tensor in quantizer.named_state().items()}
-        return cls(quantizer, quantizer.spec, state if _has_state(quantizer) else {}, quantizer.enabled)
+        return cls(
+            quantizer,
+            quantizer.spec,
+            state if _has_state(quantizer) else {},
+            quantizer.enabled,
+            quantizer.pre_quant_scale,
+        )
+
+    def restore(self) -> None:
+        self.quantizer.enabled = self.enabled
+        self.quantizer.pre_quant_scale = self.pre_quant_scale
+        if self.spec is not None:
+            self.quantizer.respecify(self.spec)
+        if self.state:
+            self.quantizer.set_state(**self.state)
 
 
 @dataclass(frozen=True)
 class _Finalization:
-    """What was done to a model, for which dialect, and how that differs from the dialect without a target."""
+    """What was done to a model, for which dialect.
+
+    Attributes:
+        dialect: Its name.
+        quantizers: All of them, as they were.
+        parameters: The values of weights and norms that smoothing was folded into.
+        differences: How that differs from the dialect without a target.
+        folded: Layers whose `pre_quant_scale` is folded.
+        notes: Why others are not.
+    """
 
     dialect: str
     quantizers: list[_Before]
+    parameters: Originals
     differences: tuple[str, ...] = ()
+    folded: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def undo(self) -> None:
-        """Put every quantizer back."""
+        """Put every quantizer and parameter back."""
         for before in self.quantizers:
-            before.quantizer.enabled = before.enabled
-            before.quantizer.respecify(before.spec)
-            if before.state:
-                before.quantizer.set_state(**before.state)
+            before.restore()
+        self.parameters.restore()
 
 
 @torch.no_grad()
 def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None) -> tuple[str, ...]:
-    """Change the model's quantizers to the numbers of `dialect`; `unfinalize` puts them back.
+    """Change the model to the numbers of `dialect`; `unfinalize` puts it back, bit for bit.
+
+    Quantizers change, and where smoothing is folded the weights of these layers and of norms; a copy of these is kept.
 
     Args:
         model: A quantized model.
@@ -85,22 +113,20 @@ def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None
     check_not_folded(model, "finalize it")
     if (other := finalized_for(model)) is not None:
         raise ModeError(f"the model is finalized for {other} already; call octavo.unfinalize(model) first")
-    quantizers = {
-        name: quantizer for name, quantizer in tensor_quantizers(model) if quantizer.spec is not None
-    }
+    quantizers = dict(tensor_quantizers(model))
     before = [_Before.of(quantizer) for quantizer in quantizers.values()]
-    undoing = _Finalization(dialect.name, before)
+    undoing = _Finalization(dialect.name, before, Originals())
     found: tuple[str, ...] = ()
     try:
         if peer is not None:
-            _apply(model, peer, record.state["same_input"])
+            _apply(model, peer, record.state["same_input"], undoing.parameters)
             peers = {name: Numbers.of(quantizer) for name, quantizer in quantizers.items()}
             undoing.undo()
-        _apply(model, dialect, record.state["same_input"])
+        folded, notes = _apply(model, dialect, record.state["same_input"], undoing.parameters)
         if peer is not None:
             ours = {name: Numbers.of(quantizer) for name, quantizer in quantizers.items()}
             found = tuple(differences(peers, ours))
-        model.__dict__[FINALIZATION] = _Finalization(dialect.name, before, found)
+        model.__dict__[FINALIZATION] = replace(undoing, differences=found, folded=folded, notes=notes)
     except BaseException:
         undoing.undo()
         forget_finalization(model)
@@ -124,6 +150,18 @@ def target_differences(model: nn.Module) -> tuple[str, ...]:
     """Return what `finalize` returned for this model; nothing when it is not finalized."""
     record: _Finalization | None = model.__dict__.get(FINALIZATION)
     return () if record is None else record.differences
+
+
+def folded_layers(model: nn.Module) -> frozenset[str]:
+    """Return the layers whose `pre_quant_scale` finalizing has folded; none when the model is not finalized."""
+    record: _Finalization | None = model.__dict__.get(FINALIZATION)
+    return frozenset() if record is None else record.folded
+
+
+def finalization_notes(model: nn.Module) -> tuple[str, ...]:
+    """Return why finalizing left some `pre_quant_scale` unfolded that the dialect would fold."""
+    record: _Finalization | None = model.__dict__.get(FINALIZATION)
+    return () if record is None else record.notes
 
 
 @contextmanager
@@ -151,12 +189,17 @@ def _dialects(dialect: Dialect | str, target: str | None) -> tuple[Dialect, Dial
     return dialect, None
 
 
-def _apply(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:
+def _apply(
+    model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]], originals: Originals
+) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Apply a dialect; return what `fold_smoothing` does."""
     _turn_off(model, dialect)
+    folded = fold_smoothing(model, dialect, groups, originals)
     _respecify_weights(model, dialect)
     _share_scales(model, dialect, groups)
     _fit_weight_scales(model, dialect)
     _recover_activations(model, dialect)
+    return folded
 
 
 def _turn_off(model: nn.Module, dialect: Dialect) -> None:
@@ -170,12 +213,13 @@ def _turn_off(model: nn.Module, dialect: Dialect) -> None:
 def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:
     for _, layer in quantized_layers(model):
         for slot in layer.weight_slots():
-            weight, inputs = _stage(layer, slot.quantizer), _stage(layer, slot.inputs)
-            if weight is not None and weight.spec is not None:
-                spec = dialect.weight_spec(
-                    weight.spec.unstacked(), inputs.spec if inputs is not None else None
-                )
-                weight.respecify(spec.stacked() if slot.is_stacked else spec)
+            layer_format = format_of(layer, slot)
+            if layer_format is not None:
+                first = _active_stages(layer, slot.quantizer)[0]
+                formats = [layer_format.weight, layer_format.inputs]
+                formats += [layer_format.then] if layer_format.then is not None else []
+                spec = dialect.weight_spec(*formats)
+                first.respecify(spec.stacked() if slot.is_stacked else spec)
 
 
 def _share_scales(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:
@@ -205,12 +249,17 @@ def _recover_activations(model: nn.Module, dialect: Dialect) -> None:
 def _share(dialect: Dialect, layers: Sequence[QuantModule]) -> None:
     """Share scales among layers that read one tensor, where their formats agree."""
     for kind in ("weight_quantizer", "input_quantizer"):
-        quantizers = [stage for layer in layers if (stage := _stage(layer, kind)) is not None]
-        specs = [quantizer.spec for quantizer in quantizers if quantizer.spec is not None]
-        if len(specs) < 2 or len(specs) != len(layers) or len(set(specs)) > 1:
+        chains = [chain for layer in layers if (chain := _active_stages(layer, kind))]
+        if len(chains) < 2 or len(chains) != len(layers):
             continue
+        if len({tuple(quantizer.spec for quantizer in chain) for chain in chains}) > 1:
+            continue
+        quantizers = [chain[-1] for chain in chains]
+        specs = [quantizer.spec for quantizer in quantizers if quantizer.spec is not None]
         names: Sequence[str] = specs[0].state
-        if kind == "weight_quantizer":
+        if len(chains[0]) > 1:  # of formats in turn, the last one's scale, which engines keep one of
+            names = names if isinstance(specs[0].granularity, PerTensor) else ()
+        elif kind == "weight_quantizer":
             shapes = [tuple(layer.quantized_weights()[kind].shape) for layer in layers]
             names = dialect.shared_state(specs, shapes)
         if not names or not all(map(_has_state, quantizers)):
@@ -222,6 +271,12 @@ def _share(dialect: Dialect, layers: Sequence[QuantModule]) -> None:
 
 def _has_state(quantizer: TensorQuantizer) -> bool:
     return bool(quantizer.named_state()) and not quantizer.needs_calibration
+
+
+def _active_stages(layer: QuantModule, name: str) -> list[TensorQuantizer]:
+    quantizer = layer.quantizers().get(name)
+    stages = [] if quantizer is None else quantizer.stages()
+    return [stage for stage in stages if stage.enabled and stage.spec is not None]
 
 
 def _stage(layer: QuantModule, name: str) -> TensorQuantizer | None:

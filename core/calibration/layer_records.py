@@ -33,7 +33,9 @@ def describe_quantizers(model: nn.Module) -> dict[str, Any]:
             "attention": isinstance(layer, QuantAttention),
             "quantizers": {
                 quantizer_name: [
-                    _describe_stage(stage) for stage in quantizer.stages() if stage.spec is not None
+                    _describe_stage(stage)
+                    for stage in quantizer.stages()
+                    if stage.spec is not None or stage.pre_quant_scale is not None
                 ]
                 for quantizer_name, quantizer in layer.quantizers().items()
             },
@@ -59,7 +61,7 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
         for quantizer_name, enabled in layer.enabled.items():
             quantizer: Quantizer = getattr(layer.layer, quantizer_name)
             scales = layer.scales[quantizer_name]
-            # One that is off has no stages.
+            # One that is off has no description, unless it multiplies.
             for stage, is_on, shape in zip(quantizer.stages(), enabled, scales, strict=False):
                 stage.enabled = is_on
                 if shape is not None:
@@ -93,7 +95,9 @@ def _read_layer(
     for quantizer_name in quantizers:
         described = part(quantizers, quantizer_name, list, where)
         stages[quantizer_name] = tuple(
-            _read_stage(stage, f"{where}: {quantizer_name}") for stage in described
+            _read_stage(stage, f"{where}: {quantizer_name}")
+            for stage in described
+            if stage.get("spec", "missing") is not None
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
         scales[quantizer_name] = tuple(_scale_shape(stage, where) for stage in described)
@@ -135,9 +139,8 @@ def _device_of(layer: nn.Module) -> torch.device | None:
 
 
 def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
-    assert stage.spec is not None  # noqa: S101 (the caller leaves the others out)
     return {
-        "spec": stage.spec.to_json(),
+        "spec": None if stage.spec is None else stage.spec.to_json(),
         "range_mask": stage.range_mask,
         "enabled": stage.enabled,
         "calibrator": stage.calibrator.to_json(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from octavo.core.model.exporter import Exporter, InputState, QuantizedCheckpoint
 from octavo.core.model.module_names import module_names
 from octavo.core.modes.record import ModeRecord, set_history
 from octavo.core.modules import QuantAttention, quantized_class
-from octavo.core.packed import PackedTensor
+from octavo.core.packed import PackedChain, PackedTensor
 from octavo.core.plugins import plugins
 
 
@@ -53,8 +54,11 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
     activations = _activations_of(model, checkpoint, stored, places)
     attach_described(model, _described(model, activations))
     for name, activation in activations.items():
+        quantizer: Any = model.get_submodule(name)
         if activation.state:
-            model.get_submodule(name).set_state(**activation.state)  # type: ignore[operator]
+            quantizer.set_state(**activation.state)
+        if activation.pre_quant_scale is not None:
+            quantizer.pre_quant_scale.copy_(activation.pre_quant_scale)
     state = {"layers": describe_quantizers(model), "same_input": []}
     set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(checkpoint.directory)}, state),))
     return model
@@ -83,7 +87,7 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, places: Map
         if place is None:
             unexpected.append(name)
             continue
-        tensor = _weight_of(model, place.name, value) if isinstance(value, PackedTensor) else value
+        tensor = _weight_of(model, place.name, value) if isinstance(value, (PackedChain, PackedTensor)) else value
         _copy(name, place.of(targets[place.name]), tensor, checkpoint.directory)
         loaded.add((id(targets[place.name]), place.index, place.segment))
     missing = [
@@ -98,7 +102,7 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, places: Map
         )
 
 
-def _weight_of(model: nn.Module, name: str, packed: PackedTensor) -> Tensor:
+def _weight_of(model: nn.Module, name: str, packed: PackedChain | PackedTensor) -> Tensor:
     """Return the values of a quantized weight [out, in] the way round in which its layer holds them."""
     quantized = quantized_class(type(model.get_submodule(name.rpartition(".")[0])))
     is_transposed = quantized is not None and quantized.weight_is_transposed
@@ -154,7 +158,8 @@ def _larger(one: InputState, other: InputState | None) -> InputState:
     """Return the state with the larger maxima."""
     if other is None:
         return one
-    return InputState(one.spec, {name: torch.maximum(t, other.state[name]) for name, t in one.state.items()})
+    larger = {name: torch.maximum(t, other.state[name]) for name, t in one.state.items()}
+    return replace(one, state=larger)
 
 
 def _described(model: nn.Module, activations: Mapping[str, InputState]) -> dict[str, Any]:
@@ -170,6 +175,12 @@ def _described(model: nn.Module, activations: Mapping[str, InputState]) -> dict[
         layer = described.setdefault(
             layer_name, {"attention": is_attention, "quantizers": {n: [] for n in names}}
         )
-        stage = {"spec": activation.spec.to_json(), "range_mask": True, "enabled": True}
+        factor = activation.pre_quant_scale
+        stage = {
+            "spec": None if activation.spec is None else activation.spec.to_json(),
+            "range_mask": True,
+            "enabled": activation.spec is not None,
+            "pre_quant_scale": None if factor is None else list(factor.shape),
+        }
         layer["quantizers"][quantizer] = [stage]
     return described

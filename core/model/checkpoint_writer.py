@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.core.calibration.finalize import finalized, target_differences
+from octavo.core.calibration.finalize import finalization_notes, finalized, target_differences
 from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
 from octavo.core.errors import ExportError
@@ -63,7 +63,7 @@ class Spelling:
         exporter: Name of the exporter.
         weights: The quantized weights, by the parameter's name.
         spell: Returns {suffix: tensor} of one weight; told whether it is a segment of an expert's rows.
-        input_scale: Returns {suffix: tensor} of the scale of a weight's input, if it has one.
+        companions: Returns {suffix: tensor} of what goes with a weight's codes and scales: its input's scale, say.
         other_tensors: Yields further tensors, given the modules' names in the checkpoint.
         write_metadata: Writes the dialect's files, given the layout, the modules' names and the folder.
         warnings: What the checkpoint will not hold, or nobody reads.
@@ -73,7 +73,7 @@ class Spelling:
     exporter: str
     weights: dict[str, StoredWeight]
     spell: Callable[[PackedTensor, bool], dict[str, Tensor]]
-    input_scale: Callable[[StoredWeight], dict[str, Tensor]]
+    companions: Callable[[StoredWeight], dict[str, Tensor]]
     other_tensors: Callable[[Mapping[str, str]], NamedTensors]
     write_metadata: Callable[[CheckpointLayout, Mapping[str, str], Path], None]
     warnings: tuple[str, ...] = ()
@@ -102,16 +102,17 @@ def write_checkpoint(
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
             differences = target_differences(model) + spelling.differences
-        manifest = writer.finish()
+            warnings = spelling.warnings + finalization_notes(model)
+            manifest = writer.finish()  # what is not written yet is the model's own memory, finalized
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
         _check_readable(folder, spelling.exporter)
         report = ExportReport(
-            export_dir, len(manifest), num_bytes, spelling.warnings, spelling.exporter, differences
+            export_dir, len(manifest), num_bytes, warnings, spelling.exporter, differences
         )
         left_out = left_out_modules(model, spelling.weights)
         write_report(folder, run_report(model, spelling.weights, errors.sqnr(), report, left_out))
-    for warning in spelling.warnings:
+    for warning in warnings:
         say(f"warning: {warning}", options.quiet)
     for difference in differences:
         say(f"for {options.target}: {difference}", options.quiet)
@@ -217,5 +218,5 @@ def _weight_tensors(
     spelling: Spelling, weight: StoredWeight, layout: CheckpointLayout, errors: WeightErrors
 ) -> NamedTensors:
     for base, packed, is_segment in weight.packed(layout, errors):
-        for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.input_scale(weight)}.items():
+        for suffix, tensor in {**spelling.spell(packed, is_segment), **spelling.companions(weight)}.items():
             yield f"{base}.{suffix}", tensor

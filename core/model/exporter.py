@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from octavo.core.formats import QuantSpec
 from octavo.core.model.export_report import ExportReport
 from octavo.core.modules import QuantModule
-from octavo.core.packed import PackedTensor
+from octavo.core.packed import PackedChain, PackedTensor
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,58 @@ class LayerFormat:
     Attributes:
         weight: Format of its weight.
         inputs: Format of its input, or None when that is not quantized.
+        then: Format in which the rounded weight is rounded once more, or None.
+        smoothing: Empty; `scaled` where the input is multiplied by a factor for each channel, and the weight by its
+            inverse.
     """
 
     weight: QuantSpec
     inputs: QuantSpec | None
+    then: QuantSpec | None = None
+    smoothing: Literal["", "scaled"] = ""
+
+
+@dataclass(frozen=True)
+class LinearFold:
+    """Layers into whose rows a dialect folds the factor on another layer's input.
+
+    Attributes:
+        classes: Parts of names of the classes that hold both.
+        maker: Name of the layer whose rows change, in such a module.
+        reader: Name of the layer whose input has the factor.
+    """
+
+    classes: tuple[str, ...]
+    maker: str
+    reader: str
+
+
+@dataclass(frozen=True)
+class SmoothingFolds:
+    """Into what a dialect folds the factors on inputs (`pre_quant_scale`) of layers of one format.
+
+    Attributes:
+        norms: Norms whose outputs these layers alone read.
+        linears: Layers in front of them.
+    """
+
+    norms: bool = False
+    linears: tuple[LinearFold, ...] = ()
 
 
 @dataclass(frozen=True)
 class InputState:
-    """The calibrated tensor of an activation quantizer, as `TensorQuantizer.set_state` takes it."""
+    """What a checkpoint says of an activation quantizer.
 
-    spec: QuantSpec
+    Attributes:
+        spec: Its format; None where it only multiplies.
+        state: Its calibrated tensor, as `TensorQuantizer.set_state` takes it.
+        pre_quant_scale: Factor of each channel [n], or None.
+    """
+
+    spec: QuantSpec | None
     state: dict[str, Tensor]
+    pre_quant_scale: Tensor | None = None
 
 
 class QuantizedCheckpoint(Protocol):
@@ -52,7 +92,7 @@ class QuantizedCheckpoint(Protocol):
     dtype: torch.dtype
     layers: dict[str, LayerFormat]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor | PackedChain]]:
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
 
     def activations(self) -> dict[str, InputState]:
@@ -73,8 +113,13 @@ class Dialect(Protocol):
 
     name: str
 
-    def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
-        """Return the format in which the dialect stores a weight that was calibrated as `weight`."""
+    def weight_spec(
+        self, weight: QuantSpec, inputs: QuantSpec | None, then: QuantSpec | None = None
+    ) -> QuantSpec:
+        """Return the format in which the dialect stores a weight that was calibrated as `weight`.
+
+        `then` is the format in which the rounded weight is rounded once more; it is given only where there is one.
+        """
 
     def weight_state(
         self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
@@ -83,6 +128,9 @@ class Dialect(Protocol):
 
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return which state tensors the weights of layers with a common input share, by their maximum."""
+
+    def smoothing_folds(self, layer: LayerFormat) -> SmoothingFolds:
+        """Return into what factors on inputs of such layers are folded; asked only of layers that have one."""
 
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does; finalizing turns it off if not."""

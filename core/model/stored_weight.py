@@ -12,7 +12,8 @@ from octavo.core.errors import ExportError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.modules import QuantModule, WeightSlot
-from octavo.core.packed import PackedTensor
+from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.quantizers import TensorQuantizer
 from octavo.core.report.weight_error import WeightErrors
 
 
@@ -43,6 +44,18 @@ class StoredWeight:
         return spec.unstacked()
 
     @property
+    def then(self) -> TensorQuantizer | None:
+        """The quantizer that rounds the rounded weight once more, or None."""
+        stages = self.layer.quantizers()[self.slot.quantizer].stages()
+        return stages[1] if len(stages) > 1 else None
+
+    @property
+    def pre_quant_scale(self) -> Tensor | None:
+        """What its input is multiplied with [in], in the weight's dtype, or None."""
+        factor = self.layer.quantizers()[self.slot.inputs].stages()[0].pre_quant_scale
+        return None if factor is None else factor.to(self.values.dtype)
+
+    @property
     def values(self) -> Tensor:
         """The weight as its quantizer sees it: times its `pre_quant_scale`."""
         weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
@@ -60,11 +73,12 @@ class StoredWeight:
         Raises:
             ExportError: the checkpoint holds stacked weights in one tensor, or scales do not divide among segments.
         """
-        (stage,) = self.layer.quantizers()[self.slot.quantizer].stages()
+        stage = self.layer.quantizers()[self.slot.quantizer].stages()[0]
         weight, state, spec = self.values, stage.state_tensors(), self.spec
         if not self.slot.is_stacked:
             packed = PackedTensor.pack(weight, state, spec)
-            errors.add(self.name, weight, packed.dequantize(torch.float32))
+            stored = packed if self.then is None else self._chain(packed, self.then)
+            errors.add(self.name, weight, stored.dequantize(torch.float32))
             yield layout.names[self.name].removesuffix(".weight"), packed, False
             return
         for index, names in enumerate(layout.parts[self.name]):
@@ -72,6 +86,10 @@ class StoredWeight:
             errors.add(self.name, weight[index], packed.dequantize(torch.float32))
             for segment, name in enumerate(names):
                 yield name.removesuffix(".weight"), self._segment(packed, segment, len(names)), len(names) > 1
+
+    def _chain(self, packed: PackedTensor, then: TensorQuantizer) -> PackedChain:
+        assert then.spec is not None  # noqa: S101 (the exporter has found a name for it)
+        return PackedChain(packed, then.spec, tuple(then.state_tensors()))
 
     def _segment(self, packed: PackedTensor, segment: int, num_segments: int) -> PackedTensor:
         """Return one of an expert's row segments; they share what the expert has once."""

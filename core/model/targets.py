@@ -137,8 +137,9 @@ def _verdicts(
         if weight and not layer.is_linear:
             verdict = Verdict("refused", "checkpoints store quantized linear layers only")
             yield f"weights {_shown(weight)} of other layers", verdict, [name]
-        elif len(weight) == 1 and len(inputs) <= 1:
-            formats.setdefault(LayerFormat(weight[0], inputs[0] if inputs else None), []).append(name)
+        elif len(weight) in (1, 2) and len(inputs) <= 1:
+            layer_format = LayerFormat(weight[0], inputs[0] if inputs else None, *weight[1:])
+            formats.setdefault(layer_format, []).append(name)
         elif weight or inputs:
             what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
             yield (
@@ -149,7 +150,8 @@ def _verdicts(
         for spec in {*layer.chains.get("k_bmm_quantizer", ()), *layer.chains.get("v_bmm_quantizer", ())}:
             caches.setdefault(spec, []).append(name)
     for layer_format, names in formats.items():
-        what = f"weights {layer_format.weight}, inputs {layer_format.inputs}"
+        then = "" if layer_format.then is None else f" then {layer_format.then}"
+        what = f"weights {layer_format.weight}{then}, inputs {layer_format.inputs}"
         verdict = exporter.serves(target, layer_format)
         yield what, verdict, names
         if verdict.status != "refused":

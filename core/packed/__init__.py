@@ -1,5 +1,6 @@
 """Quantized tensors as data."""
 
+from octavo.core.packed.packed_chain import PackedChain
 from octavo.core.packed.packed_tensor import PackedTensor
 
-__all__ = ["PackedTensor"]
+__all__ = ["PackedChain", "PackedTensor"]

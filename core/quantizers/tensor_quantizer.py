@@ -110,8 +110,8 @@ class TensorQuantizer(nn.Module):
         self.set_state(**state)
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Return `x` times `pre_quant_scale`, in the dtype of `x`."""
-        return x if self.pre_quant_scale is None else x * self.pre_quant_scale.to(x.dtype)
+        """Return `x` times `pre_quant_scale`, rounded once to the dtype of `x`."""
+        return x if self.pre_quant_scale is None else (x * self.pre_quant_scale).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the format, or as it is while disabled or collecting."""

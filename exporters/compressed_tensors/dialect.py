@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.formats.scales import SMALLEST_AMAX
 from octavo.core.model.activation_scales import scale_from_state, state_from_scale
+from octavo.core.model.exporter import LayerFormat, SmoothingFolds
 from octavo.core.modules import QuantAttention, QuantModule
 
 
@@ -19,7 +20,9 @@ class CompressedTensorsDialect:
 
     name = "compressed_tensors"
 
-    def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
+    def weight_spec(
+        self, weight: QuantSpec, inputs: QuantSpec | None, then: QuantSpec | None = None
+    ) -> QuantSpec:
         """Return the format in which a weight calibrated as `weight` is stored."""
         return weight if weight.scale == "e8m0" else replace(weight, arithmetic="divide")
 
@@ -36,6 +39,10 @@ class CompressedTensorsDialect:
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return what weights of layers with a common input share: engines keep one per-tensor scale of them."""
         return ("amax",) if isinstance(weights[0].granularity, PerTensor) and not weights[0].dynamic else ()
+
+    def smoothing_folds(self, layer: LayerFormat) -> SmoothingFolds:
+        """Return that factors on inputs are folded into norms: there is no place for them elsewhere."""
+        return SmoothingFolds(norms=True)
 
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does, or it is refused: no outputs, no queries."""

@@ -56,6 +56,8 @@ def formats() -> tuple[Format, ...]:
 
 def format_for(layer: LayerFormat) -> Format | None:
     """Return the format that stores layers of this format, or None."""
+    if layer.then is not None:
+        return None
     weight, inputs = kind(layer.weight), "none" if layer.inputs is None else kind(layer.inputs)
     return next((f for f in formats() if weight in f.weights and inputs in f.inputs), None)
 

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
-from octavo.core.model.exporter import LayerFormat
+from octavo.core.model.exporter import LayerFormat, LinearFold, SmoothingFolds
 from octavo.core.modules import QuantAttention, QuantModule
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state, state_from_scale
 from octavo.exporters.unified_hf.caches import CACHE_QUANTIZERS
 from octavo.exporters.unified_hf.schemes import scheme_for
 from octavo.exporters.unified_hf.targets import keeps_one_scale
+
+FOLDED_LINEARS = (  # the peer's own list, by which it folds NVFP4_AWQ's factors
+    LinearFold(("LlamaAttention", "Qwen3Attention", "Qwen3MoeAttention"), "v_proj", "o_proj"),
+    LinearFold(("LlamaMLP", "Qwen3MLP", "Qwen3MoeMLP"), "up_proj", "down_proj"),
+)
 
 
 class UnifiedHfDialect:
@@ -31,12 +36,14 @@ class UnifiedHfDialect:
         if target is not None:
             self.name = f"unified_hf for {target}"
 
-    def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
+    def weight_spec(
+        self, weight: QuantSpec, inputs: QuantSpec | None, then: QuantSpec | None = None
+    ) -> QuantSpec:
         """Return the format in which a weight calibrated as `weight` is stored.
 
         A format that the dialect cannot store is returned as it is; the exporter refuses it by name.
         """
-        scheme = scheme_for(LayerFormat(weight, inputs))
+        scheme = scheme_for(LayerFormat(weight, inputs, then))
         return weight if scheme is None else scheme.stored_weight(weight)
 
     def weight_state(
@@ -61,6 +68,13 @@ class UnifiedHfDialect:
             single = all(set(granularity.scale_shape(shape)) == {1} for shape in shapes)
             return ("amax",) if single else ()
         return ()
+
+    def smoothing_folds(self, layer: LayerFormat) -> SmoothingFolds:
+        """Return into what the peer folds factors on inputs: norms for AWQ's formats, NVFP4's into layers, too."""
+        scheme = scheme_for(layer)
+        if scheme is None:
+            return SmoothingFolds()
+        return SmoothingFolds(scheme.folds_norms, FOLDED_LINEARS if scheme.folds_linears else ())
 
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from octavo.core.calibration.finalize import folded_layers
+from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.errors import ExportError, listed
 from octavo.core.formats import QuantSpec
-from octavo.core.model.exporter import LayerFormat
 from octavo.core.model.serving import active_specs, check_exportable
 from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modules import (
@@ -53,6 +54,7 @@ def inspect_model(model: nn.Module) -> ExportableModel:
     weights: dict[str, StoredWeight] = {}
     found: dict[str, Scheme] = {}
     attention, problems, others = {}, [], []
+    folded = folded_layers(model)
     for name, layer in quantized_layers(model):
         if not active_specs(layer):
             continue
@@ -62,7 +64,7 @@ def inspect_model(model: nn.Module) -> ExportableModel:
             continue
         elif isinstance(layer, (QuantConvolution, QuantEmbedding)):
             others.append(f"{name} ({original_class(layer).__name__})")
-        elif (stored := _stored_weights(name, layer)) is not None:
+        elif (stored := _stored_weights(name, layer, name in folded)) is not None:
             weights |= {weight.name: weight for weight, _ in stored}
             found |= {weight.name: scheme for weight, scheme in stored}
         else:
@@ -95,16 +97,25 @@ def _check_int4_rows(weights: Iterable[StoredWeight]) -> None:
         )
 
 
-def _stored_weights(name: str, layer: QuantModule) -> list[tuple[StoredWeight, Scheme]] | None:
-    """Return the quantized weights of a layer, or None if the dialect has no place for what is on."""
+def _stored_weights(
+    name: str, layer: QuantModule, was_folded: bool
+) -> list[tuple[StoredWeight, Scheme]] | None:
+    """Return the quantized weights of a layer, or None if the dialect has no place for what is on.
+
+    `was_folded` says that its input had a `pre_quant_scale`, which the model is finalized without.
+    """
     specs, stored = active_specs(layer), []
-    if any(len(quantizer.stages()) > 1 for quantizer in layer.quantizers().values()):
+    chains = {q for q, quantizer in layer.quantizers().items() if len(quantizer.stages()) > 1}
+    storable = {slot.quantizer for slot in layer.weight_slots() if not slot.is_stacked}
+    if any(q not in storable or len(specs.get(q, ())) != 2 for q in chains):
         return None
     for slot in layer.weight_slots():
         weight, inputs = specs.get(slot.quantizer, []), specs.get(slot.inputs, [])
         if not weight and not inputs:
             continue
-        layer_format = LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None) if weight else None
+        layer_format = format_of(layer, slot)
+        if layer_format is not None and was_folded:
+            layer_format = replace(layer_format, smoothing="scaled")
         scheme = None if layer_format is None else scheme_for(layer_format)
         if scheme is None:
             return None

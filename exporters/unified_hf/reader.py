@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.core.errors import CheckpointError, listed
+from octavo.core.errors import CheckpointError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import InputState, LayerFormat
 from octavo.core.model.shard_reader import ShardReader, config_dtype, read_json
-from octavo.core.packed import PackedTensor
+from octavo.core.packed import PackedChain, PackedTensor
 from octavo.exporters.unified_hf.activation_scales import divisor_of, state_from_scale
 from octavo.exporters.unified_hf.caches import CACHES
 from octavo.exporters.unified_hf.metadata_reader import NESTED_FILE, read_metadata
@@ -23,7 +23,8 @@ from octavo.exporters.unified_hf.spelling import CODE_DTYPES, unspell, weight_sh
 
 _WEIGHT_PARTS = ("weight", "weight_scale", "weight_scale_2")
 _CACHE_SCALES = ("k_scale", "v_scale")
-_SCALES = ("weight_scale", "weight_scale_2", "input_scale", *_CACHE_SCALES)
+_FACTOR = "pre_quant_scale"
+_SCALES = ("weight_scale", "weight_scale_2", "input_scale", _FACTOR, *_CACHE_SCALES)
 
 
 class UnifiedHfCheckpoint:
@@ -41,22 +42,25 @@ class UnifiedHfCheckpoint:
         self._metadata = read_metadata(directory, config)
         self.dtype = config_dtype(config, directory)
         self._schemes = {module: self._scheme(module) for module in self._modules_with("weight_scale")}
-        for suffix in ("weight_scale_2", "input_scale"):
+        for suffix in ("weight_scale_2", "input_scale", _FACTOR):
             for module in self._modules_with(suffix):
                 if module not in self._schemes:
                     raise CheckpointError(
                         f"{directory} has {module}.{suffix} and lacks {module}.weight_scale, which goes with it"
                     )
-        self.layers = {module: LayerFormat(s.weight, s.inputs) for module, s in self._schemes.items()}
+        self.layers = {
+            module: LayerFormat(s.weight, s.inputs, s.then, "scaled" if self._has_factor(module) else "")
+            for module, s in self._schemes.items()
+        }
 
-    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor | PackedChain]]:
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
         for name in self._shards.names():
             module, _, suffix = name.rpartition(".")
             if suffix in _SCALES:
                 continue
             if suffix == "weight" and module in self._schemes:
-                yield name, self._packed(module)
+                yield name, self._weight(module)
                 continue
             tensor = self._shards.tensor(name)
             if suffix == "weight" and tensor.dtype in CODE_DTYPES:
@@ -69,20 +73,16 @@ class UnifiedHfCheckpoint:
         """Return format and state of every activation quantizer by its full name.
 
         Raises:
-            CheckpointError: a scale is missing or no positive number, or inputs are smoothed.
+            CheckpointError: a scale is missing or no positive number, or a factor is not.
         """
-        smoothed = self._modules_with("pre_quant_scale")
-        if smoothed:
-            raise CheckpointError(
-                f"{self.directory}: inputs of {listed(smoothed, 2)} have a pre_quant_scale; smoothed checkpoints "
-                "(SmoothQuant, AWQ) are not read yet"
-            )
         states = {}
         for module, scheme in self._schemes.items():
-            if scheme.inputs is not None:
+            factor = self._factor(module) if self._has_factor(module) else None
+            if scheme.inputs is not None or factor is not None:
+                is_static = scheme.inputs is not None and bool(scheme.inputs.state)
                 name = f"{module}.input_scale"
-                state = self._state("input_quantizer", scheme.inputs, name) if scheme.inputs.state else {}
-                states[f"{module}.input_quantizer"] = InputState(scheme.inputs, state)
+                state = self._state("input_quantizer", scheme.inputs, name) if is_static else {}
+                states[f"{module}.input_quantizer"] = InputState(scheme.inputs, state, factor)
         return states | self._cache_states()
 
     def cache_without_scales(self) -> dict[str, InputState]:
@@ -112,8 +112,36 @@ class UnifiedHfCheckpoint:
         static_inputs = f"{module}.input_scale" in self._shards
         return scheme_named(self._metadata.quant_algo_of(module), static_inputs, str(self.directory))
 
+    def _has_factor(self, module: str) -> bool:
+        return f"{module}.{_FACTOR}" in self._shards
+
+    def _factor(self, module: str) -> Tensor:
+        """Return what a layer's input is multiplied with [in]."""
+        name = f"{module}.{_FACTOR}"
+        factor, where = self._shards.tensor(name), self._shards.where(name)
+        codes = f"{module}.weight"
+        channels = weight_shape(
+            self._shards.tensor(codes), self._schemes[module].weight, self._shards.where(codes)
+        )[1]
+        if tuple(factor.shape) != (channels,) or not factor.is_floating_point():
+            raise CheckpointError(
+                f"{where} has a float for each of {channels} input channels, found {factor.dtype} of shape "
+                f"{tuple(factor.shape)}"
+            )
+        if not (factor.isfinite() & (factor > 0)).all():
+            raise CheckpointError(f"{where} holds factors that are no positive numbers")
+        return factor.float()
+
+    def _weight(self, module: str) -> PackedTensor | PackedChain:
+        scheme, packed = self._schemes[module], self._packed(module)
+        if scheme.then is None:
+            return packed
+        state = self._state("weight_quantizer", scheme.then, f"{module}.weight_scale_2")
+        return PackedChain(packed, scheme.then, tuple(state.values()))
+
     def _packed(self, module: str) -> PackedTensor:
-        parts = [part for part in _WEIGHT_PARTS if f"{module}.{part}" in self._shards]
+        own = _WEIGHT_PARTS if self._schemes[module].then is None else _WEIGHT_PARTS[:2]
+        parts = [part for part in own if f"{module}.{part}" in self._shards]
         found = {part: self._shards.tensor(f"{module}.{part}") for part in parts}
         where, scheme = self._shards.where(f"{module}.weight"), self._schemes[module]
         length = self._metadata.group_size_of(module)

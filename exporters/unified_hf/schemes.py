@@ -23,6 +23,10 @@ class Scheme:
         quant_algo: Its name in the checkpoint.
         weight: Format of the weight; blocks of length 1 stand for any length.
         inputs: Format of the input, or None.
+        then: Format in which the rounded weight is rounded once more, or None.
+        smoothing: As in `LayerFormat`; empty stands for any that no other scheme of these formats has.
+        folds_norms: Whether factors on inputs are folded into norms.
+        folds_linears: Whether they are folded into layers in front, in the classes that the peer knows.
         stored: Fields of the weight's format that the dialect changes when it stores it.
         group_size: Whether metadata names the block length.
         config_groups: Whether config.json has groups.
@@ -32,6 +36,10 @@ class Scheme:
     quant_algo: str
     weight: QuantSpec
     inputs: QuantSpec | None
+    then: QuantSpec | None = None
+    smoothing: str = ""
+    folds_norms: bool = False
+    folds_linears: bool = False
     stored: Mapping[str, Any] = field(default_factory=dict)
     group_size: bool = False
     config_groups: bool = False
@@ -42,7 +50,8 @@ class Scheme:
         weight = _comparable(layer.weight)
         if self._has_open_blocks and _one_dim_block(weight):
             weight = replace(weight, granularity=self.weight.granularity)
-        return weight == _comparable(self.weight) and layer.inputs == self.inputs
+        formats = (_comparable(self.weight), self.inputs, self.then)
+        return (weight, layer.inputs, layer.then) == formats and self.smoothing in ("", layer.smoothing)
 
     def stored_weight(self, weight: QuantSpec) -> QuantSpec:
         """Return the format that the dialect's bytes of a weight calibrated as `weight` have."""
@@ -72,6 +81,7 @@ def schemes() -> tuple[Scheme, ...]:
                 **row,
                 "weight": _spec(row["weight"]),
                 "inputs": _spec(row["inputs"]) if row["inputs"] else None,
+                "then": _spec(row["then"]) if "then" in row else None,
             }
         )
         for row in rows
@@ -80,7 +90,8 @@ def schemes() -> tuple[Scheme, ...]:
 
 def scheme_for(layer: LayerFormat) -> Scheme | None:
     """Return the scheme that stores layers of this format, or None."""
-    return next((scheme for scheme in schemes() if scheme.matches(layer)), None)
+    fitting = [scheme for scheme in schemes() if scheme.matches(layer)]
+    return max(fitting, key=lambda scheme: scheme.smoothing == layer.smoothing, default=None)
 
 
 def scheme_named(quant_algo: str, static_inputs: bool, where: str) -> Scheme:

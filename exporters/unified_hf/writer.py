@@ -27,6 +27,7 @@ from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modules import QuantModule
 from octavo.core.packed import PackedTensor
 from octavo.core.plugins import plugins
+from octavo.core.quantizers import TensorQuantizer
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.export_warnings import export_warnings
@@ -84,7 +85,7 @@ def export_hf_checkpoint(
         UnifiedHfDialect.name,
         parts.weights,
         partial(_spelled, peer=peer),
-        _input_scale,
+        _companions,
         partial(_cache_scales, parts),
         partial(_write_metadata, model, parts),
         (*export_warnings(model, parts), *(served.sentences("unknown") if served else ())),
@@ -97,9 +98,14 @@ def _spelled(packed: PackedTensor, is_segment: bool, peer: bool) -> dict[str, Te
     return spell(packed, peer and not is_segment)  # in segments the peer's square blocks keep four dims, too
 
 
-def _input_scale(weight: StoredWeight) -> dict[str, Tensor]:
-    scale = _scale(weight.layer, weight.slot.inputs)
-    return {} if scale is None else {"input_scale": scale}
+def _companions(weight: StoredWeight) -> dict[str, Tensor]:
+    """Return what lies beside codes and scales: the input's scale and factor, the scale of a second format."""
+    found = {
+        "input_scale": _scale(weight.layer, weight.slot.inputs),
+        "pre_quant_scale": weight.pre_quant_scale,
+        "weight_scale_2": None if weight.then is None else _static_scale(weight.then, weight.slot.quantizer),
+    }
+    return {suffix: tensor for suffix, tensor in found.items() if tensor is not None}
 
 
 def _cache_scales(parts: ExportableModel, modules: Mapping[str, str]) -> NamedTensors:
@@ -114,7 +120,10 @@ def _cache_scales(parts: ExportableModel, modules: Mapping[str, str]) -> NamedTe
 
 def _scale(layer: QuantModule, quantizer_name: str) -> Tensor | None:
     """Return the scale of an activation quantizer that is on and static, else None."""
-    stage = layer.quantizers()[quantizer_name].stages()[0]
+    return _static_scale(layer.quantizers()[quantizer_name].stages()[0], quantizer_name)
+
+
+def _static_scale(stage: TensorQuantizer, quantizer_name: str) -> Tensor | None:
     if not stage.enabled or stage.spec is None or not stage.spec.state:
         return None
     return scale_from_state(stage.named_state(), divisor_of(quantizer_name, stage.spec))

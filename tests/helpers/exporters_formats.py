@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from octavo.core.formats import Granularity, PerBlock, PerChannel, PerTensor, PerToken, QuantSpec
+from octavo.core.model.exporter import LayerFormat
+from octavo.exporters.unified_hf.schemes import Scheme
 
 
 def block(length: int) -> PerBlock:
@@ -73,3 +75,9 @@ INPUTS = {
     "mxfp4": mx("e2m1"),
     "mxint8": mx("int8"),
 }
+
+
+def layer_of(scheme: Scheme, length: int) -> LayerFormat:
+    """Return the format of layers that a scheme stores, with blocks of `length` where that is open."""
+    weight = scheme.weight_with_block(length)
+    return LayerFormat(weight, scheme.inputs, scheme.then, "scaled" if scheme.smoothing else "")

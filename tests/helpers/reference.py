@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -12,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import octavo
 
+# Derived from activations, whose last bits follow the machine's matrix kernels.
+ACTIVATION_SCALES = (".input_scale", ".k_scale", ".v_scale")
 BASES = ("dense", "tied", "moe")
 # Every preset folder of these bases whose algorithm is `max` or none.
 PRESETS = (
@@ -70,3 +74,21 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
 def median_token_distance(found: Tensor, expected: Tensor) -> float:
     """Return the median over tokens of the relative L2 distance between rows of logits."""
     return ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median().item()
+
+
+def same_tensor(name: str, found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors of a checkpoint are the same bytes, or nearly so where activations made them."""
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        return False
+    if name.endswith(ACTIVATION_SCALES):
+        return torch.allclose(found, expected, rtol=2**-7, atol=0)
+    return torch.equal(found.flatten().view(torch.uint8), expected.flatten().view(torch.uint8))
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """Return a JSON file without who wrote it and with which versions."""
+    data: dict[str, Any] = json.loads(path.read_text())
+    for part in (data, data.get("quantization_config", {})):
+        part.pop("producer", None)
+        part.pop("transformers_version", None)
+    return data

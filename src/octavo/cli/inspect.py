@@ -9,7 +9,7 @@ import typer
 
 from octavo.cli import options, output
 from octavo.core.evaluation.read_back import exporter_of
-from octavo.core.packed import PackedTensor
+from octavo.core.packed import PackedChain, PackedTensor
 
 
 def inspect(
@@ -21,7 +21,7 @@ def inspect(
     checkpoint = exporter_of(directory).open(directory)
     described = checkpoint.describe()
     if verify:
-        packed = [isinstance(value, PackedTensor) for _, value in checkpoint.tensors()]
+        packed = [isinstance(value, (PackedChain, PackedTensor)) for _, value in checkpoint.tensors()]
         described["verified"] = {"quantized": sum(packed), "other": len(packed) - sum(packed)}
         described["activations"] = len(checkpoint.activations())
     if as_json:

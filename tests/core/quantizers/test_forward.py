@@ -105,7 +105,7 @@ def test_pre_quant_scale_comes_first_and_collectors_see_its_product(dtype: torch
     quantizer, record, x = int8(), Record(), X.to(dtype)
     scale = torch.linspace(0.5, 2.0, 64)
     quantizer.pre_quant_scale = scale
-    product = x * scale.to(dtype)
+    product = (x * scale).to(dtype)
 
     assert torch.equal(quantizer(x), ops.fake_quantize(product, [quantizer.amax], INT8.key))
     assert quantizer(x).dtype == dtype

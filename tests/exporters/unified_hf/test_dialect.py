@@ -36,6 +36,8 @@ STORED: dict[str, dict[str, Any]] = {
     "W4A16_MXFP4": {"ties": "toward_zero"},
     "MXFP6": {},
     "MXINT8": {},
+    "W4A8_AWQ": {"arithmetic": "divide"},
+    "NVFP4_AWQ": {},
 }
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -55,7 +57,8 @@ def test_stored_weights(scheme: Scheme) -> None:
     if calibrated.global_max is not None:
         calibrated = replace(calibrated, global_max=2688.0)
 
-    assert DIALECT.weight_spec(calibrated, scheme.inputs) == replace(calibrated, **STORED[scheme.quant_algo])
+    stored = DIALECT.weight_spec(calibrated, scheme.inputs, scheme.then)
+    assert stored == replace(calibrated, **STORED[scheme.quant_algo])
 
 
 def test_a_format_that_has_no_place_stays_for_the_exporter_to_refuse() -> None:

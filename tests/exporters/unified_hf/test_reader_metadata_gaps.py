@@ -82,10 +82,3 @@ def test_an_algorithm_that_is_no_name(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"quant_algo.*8"):
         octavo.load_quantized(directory)
-
-
-def test_a_smoothed_checkpoint_is_refused_for_what_it_is(shared: Path) -> None:
-    directory = shared / "reference" / "modelopt" / "dense" / "INT8_SMOOTHQUANT_CFG"
-
-    with pytest.raises(CheckpointError, match=r"pre_quant_scale.* not "):
-        octavo.load_quantized(directory)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import octavo
-from helpers.exporters_formats import INPUTS, WEIGHTS
+from helpers.exporters_formats import INPUTS, WEIGHTS, layer_of
 from helpers.exporters_models import ALGORITHMS, plain_model
 from octavo.core.model.exporter import LayerFormat
 from octavo.exporters.unified_hf.schemes import Scheme, block_length, scheme_for, schemes
@@ -51,8 +51,32 @@ def test_these_pairs_have_a_name_and_no_others() -> None:
 
 def test_every_scheme_has_a_pair() -> None:
     used = [scheme_for(LayerFormat(WEIGHTS[weight], INPUTS[inputs])) for weight, inputs in STORED]
+    unused = [scheme for scheme in schemes() if scheme not in used]
 
-    assert [scheme for scheme in schemes() if scheme not in used] == []
+    assert [scheme.quant_algo for scheme in unused if not scheme.smoothing and scheme.then is None] == []
+
+
+def test_names_of_smoothed_layers() -> None:
+    """Only NVFP4 has another name when it is smoothed."""
+    found = {
+        (weight, inputs): scheme_for(LayerFormat(WEIGHTS[weight], INPUTS[inputs], smoothing="scaled"))
+        for weight, inputs in STORED
+    }
+
+    renamed = {pair: scheme.quant_algo for pair, scheme in found.items() if scheme is not None}
+    assert {pair for pair, name in renamed.items() if name != STORED[pair]} == {
+        ("nvfp4", "nvfp4"),
+        ("nvfp4 static", "nvfp4"),
+    }
+    assert renamed["nvfp4", "nvfp4"] == "NVFP4_AWQ"
+
+
+def test_int4_rounded_once_more_to_fp8() -> None:
+    int4, fp8 = WEIGHTS["int4 block"], WEIGHTS["fp8"]
+
+    assert scheme_for(LayerFormat(int4, fp8, fp8)).quant_algo == "W4A8_AWQ"  # type: ignore[union-attr]
+    assert scheme_for(LayerFormat(int4, None, fp8)) is None
+    assert scheme_for(LayerFormat(int4, fp8, WEIGHTS["int8"])) is None
 
 
 @pytest.mark.parametrize("preset", ALGORITHMS)
@@ -75,7 +99,7 @@ def test_presets_produce_these_schemes(preset: str) -> None:
 def test_a_finalized_weight_still_matches(scheme: Scheme) -> None:
     stored = scheme.weight_with_block(32)
 
-    assert scheme_for(LayerFormat(stored, scheme.inputs)) is scheme
+    assert scheme_for(layer_of(scheme, 32)) is scheme
     assert scheme.stored_weight(stored) == stored
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.exporters_formats import layer_of
 from octavo.core.formats import PerBlock, QuantSpec
 from octavo.core.model.exporter import LayerFormat
 from octavo.exporters.unified_hf.exporter import EXPORTER
@@ -39,7 +40,7 @@ def table(shared: Path) -> dict[tuple[str, str], str]:
 def verdicts() -> dict[tuple[str, str], str]:
     return {
         (scheme.quant_algo.upper(), engine): EXPORTER.serves(
-            engine, LayerFormat(scheme.weight_with_block(16), scheme.inputs)
+            engine, layer_of(scheme, 16)
         ).status
         for scheme in schemes()
         for engine in ENGINES
@@ -49,7 +50,7 @@ def verdicts() -> dict[tuple[str, str], str]:
 def test_verdicts_are_those_of_the_specification(shared: Path) -> None:
     expected, found = table(shared), verdicts()
     known = [(name, engine) for name, engine in found if name not in OWN_NAMES and engine != "transformers"]
-    assert len(known) == 12 * 3
+    assert len(known) == 14 * 3
 
     different = {key: (found[key], expected[key]) for key in known if found[key] != expected[key]}
 
@@ -74,7 +75,7 @@ def test_nobody_reads_names_of_our_own(engine: str) -> None:
 def test_every_verdict_has_evidence() -> None:
     for scheme in schemes():
         for engine in ENGINES:
-            verdict = EXPORTER.serves(engine, LayerFormat(scheme.weight_with_block(16), scheme.inputs))
+            verdict = EXPORTER.serves(engine, layer_of(scheme, 16))
             assert len(verdict.evidence) >= 5
             if verdict.status == "unknown":
                 assert verdict.evidence == f"{scheme.quant_algo} was never tried there"
