@@ -150,8 +150,8 @@ class _Fold:
             return
         if not self._may_change(*(weight.layer for weight in group)):
             self.notes.append(
-                f"{listed([w.name for w in group])} keep a pre_quant_scale each: a weight is shared with another layer, "
-                "or offloaded"
+                f"{listed([w.name for w in group])} keep a pre_quant_scale each: a weight is shared with another "
+                "layer, or offloaded"
             )
             return
         mean = torch.stack([weight.factor for weight in group]).mean(0)

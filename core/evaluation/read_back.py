@@ -87,7 +87,9 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, places: Map
         if place is None:
             unexpected.append(name)
             continue
-        tensor = _weight_of(model, place.name, value) if isinstance(value, (PackedChain, PackedTensor)) else value
+        tensor = (
+            _weight_of(model, place.name, value) if isinstance(value, (PackedChain, PackedTensor)) else value
+        )
         _copy(name, place.of(targets[place.name]), tensor, checkpoint.directory)
         loaded.add((id(targets[place.name]), place.index, place.segment))
     missing = [

@@ -82,7 +82,9 @@ class SoleReaders(TorchFunctionMode):
 
     def _note_read(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def note(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            makers = {self._made[id(value)][1] for value in _tensors((args, kwargs)) if id(value) in self._made}
+            makers = {
+                self._made[id(value)][1] for value in _tensors((args, kwargs)) if id(value) in self._made
+            }
             if len(makers) == 1 and name not in self.called:
                 self._read[name] = next(iter(makers))
             elif name in self._read:  # called again, perhaps with another tensor

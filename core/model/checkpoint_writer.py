@@ -107,9 +107,7 @@ def write_checkpoint(
         verify_shards(folder, manifest)
         write_manifest(folder, manifest)
         _check_readable(folder, spelling.exporter)
-        report = ExportReport(
-            export_dir, len(manifest), num_bytes, warnings, spelling.exporter, differences
-        )
+        report = ExportReport(export_dir, len(manifest), num_bytes, warnings, spelling.exporter, differences)
         left_out = left_out_modules(model, spelling.weights)
         write_report(folder, run_report(model, spelling.weights, errors.sqnr(), report, left_out))
     for warning in warnings:

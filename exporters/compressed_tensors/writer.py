@@ -112,8 +112,8 @@ def _check_folded(weights: Iterable[StoredWeight]) -> None:
     kept = [weight.layer_name for weight in weights if weight.pre_quant_scale is not None]
     if kept:
         raise ExportError(
-            f"compressed-tensors checkpoints have no place for a pre_quant_scale, and those of {len(kept)} layers could "
-            f"not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without smoothing, "
+            f"compressed-tensors checkpoints have no place for a pre_quant_scale, and those of {len(kept)} layers "
+            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without smoothing, "
             "or use export_hf_checkpoint without a target"
         )
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import octavo
 from helpers.reference import BASES, CASES, folder, metadata_of, quantized_model, same_tensor
 
+
 @pytest.mark.parametrize(("base", "preset"), CASES)
 def test_export_equals_the_reference(shared: Path, tmp_path: Path, base: str, preset: str) -> None:
     reference = folder(shared, base) / preset

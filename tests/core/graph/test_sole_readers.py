@@ -32,7 +32,8 @@ def watched(body: Callable[[Block, Tensor], object]) -> SoleReaders:
 
 def plain(m: Block, x: Tensor) -> object:
     y = m.norm(x)
-    assert y.shape == (2, 8) and y.dtype == torch.float32  # looking at it is no use of its values
+    assert y.shape == (2, 8)  # looking at it is no use of its values
+    assert y.dtype == torch.float32
     return x + m.a(y) + m.b(y)
 
 

@@ -39,9 +39,7 @@ def table(shared: Path) -> dict[tuple[str, str], str]:
 
 def verdicts() -> dict[tuple[str, str], str]:
     return {
-        (scheme.quant_algo.upper(), engine): EXPORTER.serves(
-            engine, layer_of(scheme, 16)
-        ).status
+        (scheme.quant_algo.upper(), engine): EXPORTER.serves(engine, layer_of(scheme, 16)).status
         for scheme in schemes()
         for engine in ENGINES
     }
