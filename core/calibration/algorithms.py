@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 ALGORITHMS = {
     "max": "octavo.core.calibration.max:Max",
     "mse": "octavo.core.calibration.mse:Mse",
+    "smoothquant": "octavo.core.calibration.smoothquant:Smoothquant",
+    "awq_lite": "octavo.core.calibration.awq_lite:AwqLite",
+    "awq_clip": "octavo.core.calibration.awq_clip:AwqClip",
+    "awq_full": "octavo.core.calibration.awq_full:AwqFull",
 }
 # Names that configs of the field use and this version cannot run.
 _DECLARED = (
-    "local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "nvfp4_act_headroom", "lsq",
+    "local_hessian", "svdquant", "gptq", "nvfp4_act_headroom", "lsq",
 )  # fmt: skip
 
 

@@ -57,17 +57,25 @@ class Calibration:
         self._originals = originals
         self._first = first_readers(self.groups)
 
-    def problems(self) -> Iterator[WeightProblem]:
+    @property
+    def is_whole(self) -> bool:
+        """Whether all weights of the model are solved at once."""
+        return self._part == WHOLE
+
+    def problems(self, chains: bool = False) -> Iterator[WeightProblem]:
         """Yield every weight matrix with a single quantizer that is on; weights of a stack one by one.
 
-        Weights with other dims (convolutions), or with several quantizers in turn, keep the scales of `max`.
+        Weights with other dims (convolutions) keep the scales of `max`.
+
+        Args:
+            chains: Yield those with several quantizers in turn, too; a problem's format is that of the first.
         """
         for name, layer in quantized_layers(self.model):
             if not self._part.has(name):
                 continue
             weights = layer.quantized_weights()
             for slot in layer.weight_slots():
-                if not _is_single(layer, slot):
+                if not (_has_chain(layer, slot) if chains else _is_single(layer, slot)):
                     continue
                 weight = weights[slot.quantizer]
                 known = self._statistics.get(input_name(name, slot, self._first))
@@ -130,6 +138,10 @@ def first_readers(groups: Groups) -> dict[str, str]:
 def input_name(layer: str, slot: WeightSlot, first: Mapping[str, str]) -> str:
     """Return the name of the quantizer whose statistics a weight's input has."""
     return f"{first.get(layer, layer)}.{slot.inputs}".removeprefix(".")
+
+
+def _has_chain(layer: QuantModule, slot: WeightSlot) -> bool:
+    return all(stage.enabled and stage.spec is not None for stage in layer.quantizers()[slot.quantizer].stages())
 
 
 def _is_single(layer: QuantModule, slot: WeightSlot) -> bool:

@@ -51,7 +51,7 @@ class InputStatistics:
         self.amax = torch.maximum(self.amax, magnitude.amax(0))
         abs_sum = magnitude.sum(0, dtype=torch.float64)
         self.abs_sum += abs_sum
-        self.abs_mean_sum += abs_sum / len(rows)
+        self.abs_mean_sum += (abs_sum / len(rows)).to(x.dtype).double()
         self.held.add(x.detach().reshape(-1, x.shape[-1]))
         if self.needs.gram:
             self._add_rows(rows)
@@ -75,6 +75,10 @@ class InputStatistics:
     def mean_abs(self) -> Tensor:
         """Return the mean magnitude of each channel over all tokens, fp32 [in]."""
         return (self.abs_sum / max(self.num_tokens, 1)).float()
+
+    def batch_mean_abs(self) -> Tensor:
+        """Return the mean over batches of the mean magnitude of each channel, fp32 [in]: AWQ's, of any batch sizes."""
+        return (self.abs_mean_sum / max(self.num_batches, 1)).float()
 
     def mean_square(self) -> Tensor:
         """Return the mean square of each channel, fp32 [in]."""
