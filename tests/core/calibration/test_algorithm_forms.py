@@ -10,12 +10,12 @@ import torch
 import octavo
 from helpers.calibration_models import calibrated_state, rows, two_layers
 from helpers.calibration_snapshot import snapshot
-from octavo.core.calibration.algorithms import algorithms_of
+from octavo.core.calibration.algorithms import ALGORITHMS, algorithms_of
 from octavo.core.calibration.max import Max
 from octavo.core.errors import ConfigError, UnsupportedError
 
-AVAILABLE = "; available: max, mse$"
-KNOWN = "known: max, mse, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
+AVAILABLE = f"; available: {', '.join(sorted(ALGORITHMS))}$"
+KNOWN = f"known: {', '.join(ALGORITHMS)}, local_hessian"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_max_twice_calibrates_once() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["local_hessian", "smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "gptq", "lsq"],
+    ["local_hessian", "gptq", "nvfp4_act_headroom", "lsq"],
 )
 @pytest.mark.parametrize("form", [lambda n: n, lambda n: {"method": n, "alpha": 1.0}, lambda n: ["max", n]])
 def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> None:
@@ -78,6 +78,8 @@ def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> No
             {"method": "mse", "stop_multiplier": 0.1},
             "^algorithm 'mse': stop_multiplier=0.1 is below start_multiplier=0.25; exchange them$",
         ),
+        ({"method": "smoothquant", "alpha": 1.5}, "^algorithm 'smoothquant': alpha.*=1.5: Input should be less"),
+        ({"method": "awq_lite", "alpha_step": 0}, "^algorithm 'awq_lite': alpha_step=0: Input should be greater"),
         ({"method": "mse", "fp8_scale_sweep": 1}, "fp8_scale_sweep=1: Input should be a valid boolean$"),
         ({"name": "max"}, r"must be a name, a dict with 'method', a list or None; found \{'name': 'max'\}$"),
         (5, "found 5$"),
@@ -91,7 +93,7 @@ def test_wrong_forms_are_refused(algorithm: Any, message: str) -> None:
         algorithms_of(algorithm)
 
 
-@pytest.mark.parametrize("algorithm", ["awq_lite", "maxx", {"method": "max", "x": 1}], ids=str)
+@pytest.mark.parametrize("algorithm", ["lsq", "maxx", {"method": "max", "x": 1}], ids=str)
 def test_a_refused_algorithm_leaves_the_model_as_it_was(algorithm: Any) -> None:
     model = two_layers()
     before = snapshot(model)
