@@ -72,6 +72,20 @@ class InputStatistics:
         for rows in other._rows:
             self._add_rows(rows)
 
+    def scale_channels(self, factor: Tensor) -> None:
+        """Make these the statistics of the input times `factor` [in], positive: what is folded into its maker.
+
+        No tensor changes in place, since others may share them.
+        """
+        factor = factor.float()
+        self.amax = self.amax * factor
+        self.abs_sum, self.abs_mean_sum = self.abs_sum * factor, self.abs_mean_sum * factor
+        self.square_sum = self.square_sum * factor.square()
+        self.held.scale_channels(factor)
+        if self._gram is not None:
+            self._gram = self._gram * factor * factor[:, None]
+        self._rows = [rows * factor for rows in self._rows]
+
     def mean_abs(self) -> Tensor:
         """Return the mean magnitude of each channel over all tokens, fp32 [in]."""
         return (self.abs_sum / max(self.num_tokens, 1)).float()
