@@ -16,6 +16,7 @@ ALGORITHMS = {
     "max": "octavo.core.calibration.max:Max",
     "mse": "octavo.core.calibration.mse:Mse",
     "smoothquant": "octavo.core.calibration.smoothquant:Smoothquant",
+    "smooth": "octavo.core.calibration.smooth:Smooth",
     "awq_lite": "octavo.core.calibration.awq_lite:AwqLite",
     "awq_clip": "octavo.core.calibration.awq_clip:AwqClip",
     "awq_full": "octavo.core.calibration.awq_full:AwqFull",

@@ -35,6 +35,7 @@ class Calibration:
         block: The block that is calibrated alone, with what it reads and returns; None when the model is calibrated
             whole.
         rows: What was done to each weight, JSON-ready, for the report.
+        originals: The values of weights that changed.
     """
 
     def __init__(
@@ -54,13 +55,21 @@ class Calibration:
         self.groups = tuple(tuple(group) for group in groups)
         self.rows: list[dict[str, Any]] = []
         self._statistics = statistics
-        self._originals = originals
+        self.originals = originals
         self._first = first_readers(self.groups)
 
     @property
     def is_whole(self) -> bool:
         """Whether all weights of the model are solved at once."""
         return self._part == WHOLE
+
+    def has(self, name: str) -> bool:
+        """Whether the weights of a layer are solved now."""
+        return self._part.has(name)
+
+    def statistics_of(self, layer: str) -> InputStatistics | None:
+        """Return what is known of the input of a layer with one weight; None where nothing is."""
+        return self._statistics.get(input_name(layer, WeightSlot(), self._first))
 
     def problems(self, chains: bool = False) -> Iterator[WeightProblem]:
         """Yield every weight matrix with a single quantizer that is on; weights of a stack one by one.
@@ -104,7 +113,7 @@ class Calibration:
         The original is kept until the run is over.
         """
         parameter = problem.layer.get_parameter(problem.slot.parameter)
-        self._originals.keep(parameter)
+        self.originals.keep(parameter)
         everything = problem.layer.quantized_weights()[problem.slot.quantizer]
         quantizer = problem.quantizer
         if quantizer.pre_quant_scale is not None:
