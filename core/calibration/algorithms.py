@@ -16,6 +16,7 @@ ALGORITHMS = {
     "max": "octavo.core.calibration.max:Max",
     "mse": "octavo.core.calibration.mse:Mse",
     "smoothquant": "octavo.core.calibration.smoothquant:Smoothquant",
+    "svdquant": "octavo.core.calibration.svdquant:Svdquant",
     "smooth": "octavo.core.calibration.smooth:Smooth",
     "awq_lite": "octavo.core.calibration.awq_lite:AwqLite",
     "awq_clip": "octavo.core.calibration.awq_clip:AwqClip",
@@ -23,7 +24,7 @@ ALGORITHMS = {
 }
 # Names that configs of the field use and this version cannot run.
 _DECLARED = (
-    "local_hessian", "svdquant", "gptq", "nvfp4_act_headroom", "lsq",
+    "local_hessian", "gptq", "nvfp4_act_headroom", "lsq",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.smoothing_state import smooth
 from octavo.core.calibration.solvers.awq import AwqScale, alphas, search_awq
 from octavo.core.calibration.statistics import Needs
+from octavo.core.calibration.weight_problem import WeightProblem
 
 if TYPE_CHECKING:
     from octavo.core.calibration.calibration import Calibration
@@ -39,7 +40,7 @@ class AwqLite(Algorithm):
         """Scale the columns of every weight of a linear layer; stacks of experts keep their largest magnitudes."""
         tried = alphas(self.alpha_step)
         for problem in calibration.problems(chains=True):
-            if problem.index is not None:
+            if not self.is_solved(problem):
                 continue
             statistics = problem.statistics
             if statistics is None or statistics.num_tokens == 0:
@@ -52,6 +53,10 @@ class AwqLite(Algorithm):
                 problem.layer_name, problem.layer, found.pre_quant_scale, statistics.amax, problem.slot
             )
             calibration.report(problem, self.method, **self._details(found))
+
+    def is_solved(self, problem: WeightProblem) -> bool:
+        """Whether the algorithm works on a weight: not on those of a stack, which keep their largest magnitudes."""
+        return problem.index is None
 
     def _details(self, found: AwqScale) -> dict[str, object]:
         details: dict[str, object] = {

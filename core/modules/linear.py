@@ -14,6 +14,8 @@ from octavo.core.quantizers import Quantizer
 class QuantLinear(QuantModule, nn.Linear):
     """`output_quantizer(linear(input_quantizer(input), weight_quantizer(weight), bias))`.
 
+    A low-rank correction of the input's quantizer is added to the output before its quantizer.
+
     The three steps inside are one operator, so that backward keeps the input and the weight and recomputes
     their quantized copies.
     """
@@ -41,7 +43,8 @@ class QuantLinear(QuantModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
         output = quantized_linear(input, self.input_quantizer, self.weight, self.weight_quantizer, self.bias)
-        return cast(Tensor, self.output_quantizer(output))
+        correction = self.input_quantizer.stages()[0].correction(input)
+        return cast(Tensor, self.output_quantizer(output if correction is None else output + correction))
 
 
 def quantized_linear(
