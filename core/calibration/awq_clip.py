@@ -52,7 +52,7 @@ class AwqClip(Algorithm):
             if problem.index is not None or not _is_clipped(problem):
                 continue
             if problem.statistics is None or problem.statistics.num_tokens == 0:
-                calibration.report(problem, self.method, fallback=UNSEEN)
+                calibration.report(problem, AwqClip.method, fallback=UNSEEN)
                 continue
             self._clip(calibration, problem)
 
@@ -70,7 +70,7 @@ class AwqClip(Algorithm):
         before = quantizer.named_state()
         ratios = {name: (state[name] / before[name].clamp_min(1e-30)).mean().item() for name in state}
         quantizer.set_state(**state)
-        calibration.report(problem, self.method, clip_ratio=min(ratios.values()))
+        calibration.report(problem, AwqClip.method, clip_ratio=min(ratios.values()))
 
 
 def _is_clipped(problem: WeightProblem) -> bool:

@@ -44,15 +44,13 @@ class AwqLite(Algorithm):
                 continue
             statistics = problem.statistics
             if statistics is None or statistics.num_tokens == 0:
-                calibration.report(problem, self.method, fallback=UNSEEN)
+                calibration.report(problem, AwqLite.method, fallback=UNSEEN)
                 continue
             found = search_awq(
                 problem.parameter(), statistics.batch_mean_abs(), statistics.gram(), problem.spec, tried
             )
-            smooth(
-                problem.layer_name, problem.layer, found.pre_quant_scale, statistics.amax, problem.slot
-            )
-            calibration.report(problem, self.method, **self._details(found))
+            smooth(problem.layer_name, problem.layer, found.pre_quant_scale, statistics.amax, problem.slot)
+            calibration.report(problem, AwqLite.method, **self._details(found))
 
     def is_solved(self, problem: WeightProblem) -> bool:
         """Whether the algorithm works on a weight: not on those of a stack, which keep their largest magnitudes."""
@@ -66,5 +64,3 @@ class AwqLite(Algorithm):
         if self.debug:
             details["errors"] = {f"{alpha:.4g}": error for alpha, error in found.errors.items()}
         return details
-
-

@@ -150,7 +150,9 @@ def input_name(layer: str, slot: WeightSlot, first: Mapping[str, str]) -> str:
 
 
 def _has_chain(layer: QuantModule, slot: WeightSlot) -> bool:
-    return all(stage.enabled and stage.spec is not None for stage in layer.quantizers()[slot.quantizer].stages())
+    return all(
+        stage.enabled and stage.spec is not None for stage in layer.quantizers()[slot.quantizer].stages()
+    )
 
 
 def _is_single(layer: QuantModule, slot: WeightSlot) -> bool:

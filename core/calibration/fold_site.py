@@ -55,7 +55,9 @@ def fold_site(calibration: Calibration, site: FoldingSite, factor: Tensor) -> No
     factor = factor.float()
     maker = model.get_submodule(site.maker)
     seen = {name: found for name in site.readers if (found := calibration.statistics_of(name)) is not None}
-    for statistics in {id(found): found for found in seen.values()}.values():  # layers of a group share theirs
+    for statistics in {
+        id(found): found for found in seen.values()
+    }.values():  # layers of a group share theirs
         statistics.scale_channels(factor)
     for name in site.readers:
         reader = model.get_submodule(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +67,16 @@ def folding_sites(model: nn.Module) -> tuple[list[FoldingSite], list[str]]:
     """
     description, inputs = plugins().describe_model(model), plugins().tiny_inputs(model)
     if description is None or inputs is None:
-        return [], ["no family map describes the model, or no plugin knows its inputs, so that nothing is folded"]
+        return [], [
+            "no family map describes the model, or no plugin knows its inputs, so that nothing is folded"
+        ]
     modules = dict(model.named_modules())
     notes: list[str] = []
     with collecting(model, {}):  # nothing is rounded
         norms = _norm_sites(model, description, modules, inputs, notes)
-        linears = [site for role in _READERS for site in _linear_sites(model, description, role, inputs, notes)]
+        linears = [
+            site for role in _READERS for site in _linear_sites(model, description, role, inputs, notes)
+        ]
     order = {block.name: index for index, block in enumerate(description.blocks)}
     return sorted([*norms, *linears], key=lambda site: _position(site, order)), notes
 
@@ -109,7 +113,9 @@ def _norm_sites(
         if not reading or name in readers.used_elsewhere:
             notes.append(f"nothing is folded into {name}: not only linear layers read what it makes")
         elif norm_kind(modules[name]) is None:
-            notes.append(f"nothing is folded into {name}: it does not multiply by its weight or by 1 + its weight")
+            notes.append(
+                f"nothing is folded into {name}: it does not multiply by its weight or by 1 + its weight"
+            )
         else:
             found.append(FoldingSite(role, name, reading))
     return found
@@ -125,9 +131,9 @@ def _linear_sites(
     made, read = {}, {}
     generator = torch.Generator().manual_seed(0)
     for site in sites:
-        maker, reader = (model.get_submodule(name) for name in (site.maker, site.readers[0]))
-        width = maker.weight.shape[0]
-        factor = torch.exp2(torch.randint(-2, 3, (width,), generator=generator).float()).to(maker.weight.device)
+        maker, reader = (_linear(model, name) for name in (site.maker, site.readers[0]))
+        exponents = torch.randint(-2, 3, (maker.out_features,), generator=generator)
+        factor = torch.exp2(exponents.float()).to(maker.weight.device)
         made[maker], read[reader] = factor, site.spread(factor, reader.in_features)
     try:
         passes = arrives(model, inputs, made, read)
@@ -137,8 +143,14 @@ def _linear_sites(
         notes.append(f"nothing is folded into {role}: the model does not run so ({error})")
         return []
     if not passes:
-        notes.append(f"nothing is folded into {role}: factors on what these layers make do not arrive as they are")
+        notes.append(
+            f"nothing is folded into {role}: factors on what these layers make do not arrive as they are"
+        )
     return sites if passes else []
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    return cast(nn.Linear, model.get_submodule(name))
 
 
 def _declared(
@@ -155,9 +167,7 @@ def _declared(
         yield FoldingSite(role, names[0], (names[1],), heads)
 
 
-def _heads(
-    values: nn.Linear, out: nn.Linear, hyperparameters: Mapping[str, int]
-) -> tuple[int, int] | None:
+def _heads(values: nn.Linear, out: nn.Linear, hyperparameters: Mapping[str, int]) -> tuple[int, int] | None:
     kv_heads = hyperparameters.get("num_kv_heads") or hyperparameters.get("num_heads")
     if not kv_heads or values.out_features % kv_heads or out.in_features % values.out_features:
         return None

@@ -25,7 +25,6 @@ from octavo.core.plan.settings import StageSetting
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import Calibrator, Quantizer, TensorQuantizer
 
-
 _FACTORS = ("pre_quant_scale", "lora_down", "lora_up")  # what a quantizer's tensors are multiplied with
 
 

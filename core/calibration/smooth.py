@@ -56,7 +56,9 @@ class Smooth(Algorithm):
         Raises:
             UnsupportedError: no input of the model is rounded, or it has no site to fold at.
         """
-        problems = {p.layer_name: p for p in calibration.problems() if p.index is None and _input_spec(p) is not None}
+        problems = {
+            p.layer_name: p for p in calibration.problems() if p.index is None and _input_spec(p) is not None
+        }
         sites, notes = folding_sites(calibration.model)
         found = [site for site in sites if any(reader in problems for reader in site.readers)]
         if not found and calibration.is_whole:
@@ -65,7 +67,9 @@ class Smooth(Algorithm):
                 + ("; ".join(notes) or "no input of a layer has a format; use 'awq_lite' for weights alone")
             )
         for site in found:
-            self._smooth_site(calibration, site, [problems[name] for name in site.readers if name in problems])
+            self._smooth_site(
+                calibration, site, [problems[name] for name in site.readers if name in problems]
+            )
 
     def _smooth_site(
         self, calibration: Calibration, site: FoldingSite, readers: Sequence[WeightProblem]

@@ -33,10 +33,10 @@ class Smoothquant(Algorithm):
 
     def needs(self) -> Needs:
         """Return maxima of channels, and tokens to judge candidates by where there are several."""
-        return Needs(channels=True, held_tokens=HELD_TOKENS if self.alpha == "search" else 0)
+        return Needs(maxima=True, held_tokens=HELD_TOKENS if self.alpha == "search" else 0)
 
     def run(self, calibration: Calibration) -> None:
-        """Smooth every layer with INT8 weights and an INT8 input of one scale; the others keep their largest magnitudes.
+        """Smooth every layer with INT8 weights and an INT8 input of one scale; others stay as they are.
 
         Raises:
             UnsupportedError: no layer has these formats.
@@ -56,8 +56,8 @@ class Smoothquant(Algorithm):
                 calibration.report(problem, self.method, alpha=self.alpha)
         if not smoothed and calibration.is_whole:
             raise UnsupportedError(
-                "smoothquant smooths linear layers with INT8 weights and INT8 inputs of one calibrated scale each, and no "
-                "layer of this model has these; use the algorithm 'smooth' or 'awq_lite' for other formats"
+                "smoothquant smooths linear layers with INT8 weights and INT8 inputs of one calibrated scale each, and "
+                "no layer of this model has these; use the algorithm 'smooth' or 'awq_lite' for other formats"
             )
 
     def _search(

@@ -38,11 +38,15 @@ class Svdquant(AwqLite):
             UnsupportedError: no layer has a weight with a single format.
         """
         super().run(calibration)
-        found = [p for p in calibration.problems() if self.is_solved(p) and type(p.layer).forward is QuantLinear.forward]
+        found = [
+            p
+            for p in calibration.problems()
+            if self.is_solved(p) and type(p.layer).forward is QuantLinear.forward
+        ]
         if not found and calibration.is_whole:
             raise UnsupportedError(
-                "svdquant takes a low-rank part out of linear layers whose weights have one format each, and no layer of "
-                "this model has that"
+                "svdquant takes a low-rank part out of linear layers whose weights have one format each, and no layer "
+                "of this model has that"
             )
         for problem in found:
             self._take_out(calibration, problem)

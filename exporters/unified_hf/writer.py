@@ -99,7 +99,7 @@ def _spelled(packed: PackedTensor, is_segment: bool, peer: bool) -> dict[str, Te
 
 
 def _companions(weight: StoredWeight) -> dict[str, Tensor]:
-    """Return what lies beside codes and scales: the input's scale and factor, the scale of a second format, low-rank factors."""
+    """Return what lies beside codes and scales: of the input, of a second format, of a low-rank part."""
     down, up = weight.low_rank or (None, None)
     found = {
         "svdquant_lora_a": down,

@@ -147,7 +147,8 @@ def search_smoothing(
         rounded = stacked_rows([divided_columns(w.float(), scale) for w in weights], weight_spec)
         x = rounded_input(held * scale, (act_amax * scale).amax(), input_spec)
         by_row = (x @ rounded.T - target).square().sum(0)
-        errors = torch.stack([part.sum() for part in by_row.split([len(weight) for weight in weights])])
+        parts = torch.split(by_row, [len(weight) for weight in weights])
+        errors = torch.stack([part.sum() for part in parts])
         plain = errors if plain is None else plain
         error = float(errors.sum())
         if best is None or (error < best.error and bool((errors <= plain).all())):

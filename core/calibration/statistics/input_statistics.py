@@ -18,7 +18,8 @@ class InputStatistics:
         num_batches: Tensors seen that had any.
         amax: fp32 [in]: largest magnitude of each channel.
         abs_sum: fp64 [in]: sum of magnitudes.
-        abs_mean_sum: fp64 [in]: sum over batches of the mean magnitude, as AWQ's first implementation averages.
+        abs_mean_sum: fp64 [in]: sum over batches of the mean magnitude, each rounded to the input's dtype,
+            as AWQ's first implementation averages.
         square_sum: fp64 [in]: sum of squares.
         held: A few tokens.
     """
@@ -42,21 +43,24 @@ class InputStatistics:
 
     def add(self, x: Tensor) -> None:
         """Take in `x` [..., in], any float dtype."""
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
-        if len(rows) == 0:
+        tokens = x.detach().reshape(-1, x.shape[-1])
+        if len(tokens) == 0:
             return
-        self.num_tokens += len(rows)
+        self.num_tokens += len(tokens)
         self.num_batches += 1
-        magnitude = rows.abs()
-        self.amax = torch.maximum(self.amax, magnitude.amax(0))
-        abs_sum = magnitude.sum(0, dtype=torch.float64)
+        self.amax = torch.maximum(self.amax, torch.maximum(tokens.amax(0), -tokens.amin(0)).float())
+        if not self.needs.any_sum:
+            return
+        rows = tokens.float()
+        # fp32 within a batch: casting all of it first takes longer than the sum.
+        abs_sum = rows.abs().sum(0).double()
         self.abs_sum += abs_sum
         self.abs_mean_sum += (abs_sum / len(rows)).to(x.dtype).double()
-        self.held.add(x.detach().reshape(-1, x.shape[-1]))
+        self.held.add(tokens)
         if self.needs.gram:
             self._add_rows(rows)
         else:
-            self.square_sum += rows.square().sum(0, dtype=torch.float64)
+            self.square_sum += rows.square().sum(0).double()
 
     def merge(self, other: InputStatistics) -> None:
         """Take in what was seen of another shard of the data; maxima merge exactly, sums to rounding."""

@@ -10,12 +10,14 @@ class Needs:
     """What the one pass over the data must gather for each distinct input of quantized weights.
 
     Attributes:
+        maxima: Largest magnitude of each channel.
         channels: Largest, mean and mean squared magnitude of each channel.
         gram: XᵀX, [in, in].
         held_tokens: How many tokens to hold for judging candidates, at most.
         all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
     """
 
+    maxima: bool = False
     channels: bool = False
     gram: bool = False
     held_tokens: int = 0
@@ -24,10 +26,16 @@ class Needs:
     @property
     def any_input(self) -> bool:
         """Whether inputs are looked at beyond what their own quantizers need."""
+        return self.maxima or self.any_sum
+
+    @property
+    def any_sum(self) -> bool:
+        """Whether more than maxima is gathered."""
         return self.channels or self.gram or self.held_tokens > 0
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
+            self.maxima or other.maxima,
             self.channels or other.channels,
             self.gram or other.gram,
             max(self.held_tokens, other.held_tokens),

@@ -1,4 +1,4 @@
-"""Smoothing that folds at once: the unrounded model computes the same, layers get better or stay, nothing is left over."""
+"""Smoothing that folds at once: the unrounded model computes the same, and no layer gets worse."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def tiny(kind: str) -> nn.Module:
         "qwen2": lambda: Qwen2Config(**SIZES, **GATED),
         "gemma": lambda: GemmaConfig(**SIZES, **GATED, head_dim=16),
         "opt": lambda: OPTConfig(**SIZES, ffn_dim=96, word_embed_proj_dim=64, activation_function="relu"),
-        "opt_gelu": lambda: OPTConfig(**SIZES, ffn_dim=96, word_embed_proj_dim=64, activation_function="gelu"),
+        "opt_gelu": lambda: OPTConfig(
+            **SIZES, ffn_dim=96, word_embed_proj_dim=64, activation_function="gelu"
+        ),
     }
     if kind == "llama":
         return varied(tiny_llama())
@@ -87,7 +89,9 @@ def test_the_unrounded_model_computes_what_it_did(kind: str, makers: set[str]) -
     assert folded_into(model) == makers
     octavo.unquantize(model)
     torch.testing.assert_close(model(batches[0]).logits, expected, rtol=1e-4, atol=1e-5)
-    changed = {n.split(".")[-2] for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
+    changed = {
+        n.split(".")[-2] for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])
+    }
     assert makers < changed, "and their readers"
 
 
@@ -180,7 +184,9 @@ def test_values_that_a_cache_rounds_are_left_alone() -> None:
     model = octavo.quantize(tiny("llama"), config, token_batches(), quiet=True)
 
     reasons = {row["weight"].split(".")[-2]: row["fallback"] for row in rows_of(model) if "fallback" in row}
-    assert reasons == {"o_proj": "not smoothed: what model.layers.1.self_attn.v_proj makes is rounded on its way"}
+    assert reasons == {
+        "o_proj": "not smoothed: what model.layers.1.self_attn.v_proj makes is rounded on its way"
+    }
 
 
 def test_weights_alone_are_refused() -> None:
@@ -188,5 +194,8 @@ def test_weights_alone_are_refused() -> None:
     message = "^smooth balances inputs that are rounded .*use 'awq_lite' for weights alone$"
     with pytest.raises(UnsupportedError, match=message):
         octavo.quantize(
-            model, {**octavo.merge_configs("INT4_AWQ_CFG"), "algorithm": "smooth"}, token_batches(), quiet=True
+            model,
+            {**octavo.merge_configs("INT4_AWQ_CFG"), "algorithm": "smooth"},
+            token_batches(),
+            quiet=True,
         )
