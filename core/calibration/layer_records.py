@@ -25,8 +25,6 @@ from octavo.core.plan.settings import StageSetting
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import Calibrator, Quantizer, TensorQuantizer
 
-_FACTORS = ("pre_quant_scale", "lora_down", "lora_up")  # what a quantizer's tensors are multiplied with
-
 
 def describe_quantizers(model: nn.Module) -> dict[str, Any]:
     """Return every quantized layer and its quantizers as JSON-ready data that `attach_described` reads."""
@@ -62,25 +60,25 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
         swap_with(layer.name, layer.layer, layer.quantized, layer.stages)
         for quantizer_name, enabled in layer.enabled.items():
             quantizer: Quantizer = getattr(layer.layer, quantizer_name)
-            factors = layer.factors[quantizer_name]
+            scales = layer.scales[quantizer_name]
             # One that is off has no description, unless it multiplies.
-            for stage, is_on, shapes in zip(quantizer.stages(), enabled, factors, strict=False):
+            for stage, is_on, shape in zip(quantizer.stages(), enabled, scales, strict=False):
                 stage.enabled = is_on
-                for factor, shape in shapes.items():
-                    setattr(stage, factor, torch.full(shape, torch.nan, device=_device_of(layer.layer)))
+                if shape is not None:
+                    stage.pre_quant_scale = torch.full(shape, torch.nan, device=_device_of(layer.layer))
     plugins().prepare_model(model)
 
 
 @dataclass(frozen=True)
 class _DescribedLayer:
-    """A layer, its quantized class, and stages, switches and shapes of `_FACTORS` of its quantizers by name."""
+    """A layer, its quantized class, and stages, switches and shapes of factors of its quantizers by name."""
 
     name: str
     layer: nn.Module
     quantized: type[QuantModule]
     stages: dict[str, tuple[StageSetting, ...]]
     enabled: dict[str, tuple[bool, ...]]
-    factors: dict[str, tuple[dict[str, tuple[int, ...]], ...]]
+    scales: dict[str, tuple[tuple[int, ...] | None, ...]]
 
 
 def _read_layer(
@@ -93,7 +91,7 @@ def _read_layer(
         )
     quantized = _quantized_class(name, modules[name], part(data, "attention", bool, where), experts.get(name))
     quantizers = part(data, "quantizers", dict, where)
-    stages, enabled, factors = {}, {}, {}
+    stages, enabled, scales = {}, {}, {}
     for quantizer_name in quantizers:
         described = part(quantizers, quantizer_name, list, where)
         stages[quantizer_name] = tuple(
@@ -102,13 +100,13 @@ def _read_layer(
             if stage.get("spec", "missing") is not None
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
-        factors[quantizer_name] = tuple(_factor_shapes(stage, where) for stage in described)
+        scales[quantizer_name] = tuple(_scale_shape(stage, where) for stage in described)
     if set(quantizers) - set(quantized.on_demand) != set(quantized.constant_names()):
         raise ModeError(
             f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
             f"{', '.join(quantized.quantizer_names)}"
         )
-    return _DescribedLayer(name, modules[name], quantized, stages, enabled, factors)
+    return _DescribedLayer(name, modules[name], quantized, stages, enabled, scales)
 
 
 def _quantized_class(
@@ -130,8 +128,10 @@ def _read_stage(data: Any, where: str) -> StageSetting:
     return StageSetting(spec, None, range_mask, Calibrator.from_json(calibrator))
 
 
-def _factor_shapes(data: Any, where: str) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(part(data, name, list, where)) for name in _FACTORS if data.get(name) is not None}
+def _scale_shape(data: Any, where: str) -> tuple[int, ...] | None:
+    if data.get("pre_quant_scale") is None:
+        return None
+    return tuple(part(data, "pre_quant_scale", list, where))
 
 
 def _device_of(layer: nn.Module) -> torch.device | None:
@@ -145,5 +145,4 @@ def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
         "enabled": stage.enabled,
         "calibrator": stage.calibrator.to_json(),
         "pre_quant_scale": None if stage.pre_quant_scale is None else list(stage.pre_quant_scale.shape),
-        **{name: list(tensor.shape) for name in _FACTORS[1:] if (tensor := getattr(stage, name)) is not None},
     }

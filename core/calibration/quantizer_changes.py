@@ -231,8 +231,7 @@ def _apply_one(decision: _Decided) -> None:
         shape = site.quantized.quantizer_shape(layer, decision.quantizer) or ()
         quantizer = make_quantizer(decision.stages, shape, device)
         # What is folded into another weight stays, whatever the format.
-        for name in ("pre_quant_scale", "lora_down", "lora_up"):
-            setattr(quantizer.stages()[0], name, getattr(decision.current.stages()[0], name))
+        quantizer.stages()[0].pre_quant_scale = decision.current.stages()[0].pre_quant_scale
         setattr(layer, decision.quantizer, quantizer)
     for stage, setting, enabled in zip(
         decision.current.stages(), decision.stages, decision.enabled, strict=True

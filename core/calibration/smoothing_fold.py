@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -149,8 +148,6 @@ class _Fold:
         """Give layers that read one tensor the mean of their factors."""
         if len({weight.format for weight in group}) != 1 or _equal_factors(group):
             return
-        if group[0].inputs.lora_down is not None:  # it goes with its layer's own factor
-            return
         if not self._may_change(*(weight.layer for weight in group)):
             self.notes.append(
                 f"{listed([w.name for w in group])} keep a pre_quant_scale each: a weight is shared with another "
@@ -231,11 +228,10 @@ def format_of(layer: QuantModule, slot: WeightSlot) -> LayerFormat | None:
     if not weight:
         return None
     then = weight[1] if len(weight) > 1 else None
-    first = layer.quantizers()[slot.inputs].stages()[0]
-    smoothing: Literal["", "scaled", "low_rank"] = "" if first.pre_quant_scale is None else "scaled"
-    if first.lora_down is not None:
-        smoothing = "low_rank"
-    return LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None, then, smoothing)
+    is_scaled = layer.quantizers()[slot.inputs].stages()[0].pre_quant_scale is not None
+    return LayerFormat(
+        weight[0].unstacked(), inputs[0] if inputs else None, then, "scaled" if is_scaled else ""
+    )
 
 
 def _equal_factors(weights: Sequence[SmoothedWeight]) -> bool:
@@ -243,8 +239,6 @@ def _equal_factors(weights: Sequence[SmoothedWeight]) -> bool:
 
 
 def _folds_of(dialect: Dialect, weight: SmoothedWeight) -> SmoothingFolds:
-    if weight.inputs.lora_down is not None:
-        return SmoothingFolds()
     return SmoothingFolds() if weight.format is None else dialect.smoothing_folds(weight.format)
 
 

@@ -59,8 +59,6 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
             quantizer.set_state(**activation.state)
         if activation.pre_quant_scale is not None:
             quantizer.pre_quant_scale.copy_(activation.pre_quant_scale)
-        if activation.low_rank is not None:
-            quantizer.lora_down, quantizer.lora_up = activation.low_rank
     state = {"layers": describe_quantizers(model), "same_input": []}
     set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(checkpoint.directory)}, state),))
     return model

@@ -33,13 +33,13 @@ class LayerFormat:
         inputs: Format of its input, or None when that is not quantized.
         then: Format in which the rounded weight is rounded once more, or None.
         smoothing: Empty; `scaled` where the input is multiplied by a factor for each channel, and the weight by its
-            inverse; `low_rank` where, besides, a product of low rank is added to the layer's output.
+            inverse.
     """
 
     weight: QuantSpec
     inputs: QuantSpec | None
     then: QuantSpec | None = None
-    smoothing: Literal["", "scaled", "low_rank"] = ""
+    smoothing: Literal["", "scaled"] = ""
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,11 @@ class InputState:
         spec: Its format; None where it only multiplies.
         state: Its calibrated tensor, as `TensorQuantizer.set_state` takes it.
         pre_quant_scale: Factor of each channel [n], or None.
-        low_rank: (down [rank, in], up [out, rank]) of what the layer adds to its output, or None.
     """
 
     spec: QuantSpec | None
     state: dict[str, Tensor]
     pre_quant_scale: Tensor | None = None
-    low_rank: tuple[Tensor, Tensor] | None = None
 
 
 class QuantizedCheckpoint(Protocol):

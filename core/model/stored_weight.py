@@ -56,12 +56,6 @@ class StoredWeight:
         return None if factor is None else factor.to(self.values.dtype)
 
     @property
-    def low_rank(self) -> tuple[Tensor, Tensor] | None:
-        """Factors (down [rank, in], up [out, rank]) of what the layer adds to its output, or None."""
-        first = self.layer.quantizers()[self.slot.inputs].stages()[0]
-        return None if first.lora_down is None or first.lora_up is None else (first.lora_down, first.lora_up)
-
-    @property
     def values(self) -> Tensor:
         """The weight as its quantizer sees it: times its `pre_quant_scale`."""
         weight = self.layer.quantized_weights()[self.slot.quantizer].detach()

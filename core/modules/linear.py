@@ -14,8 +14,6 @@ from octavo.core.quantizers import Quantizer
 class QuantLinear(QuantModule, nn.Linear):
     """`output_quantizer(linear(input_quantizer(input), weight_quantizer(weight), bias))`.
 
-    A low-rank correction of the input's quantizer is added to the output before its quantizer.
-
     The three steps inside are one operator, so that backward keeps the input and the weight and recomputes
     their quantized copies.
     """
@@ -43,8 +41,7 @@ class QuantLinear(QuantModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
         output = quantized_linear(input, self.input_quantizer, self.weight, self.weight_quantizer, self.bias)
-        correction = self.input_quantizer.stages()[0].correction(input)
-        return cast(Tensor, self.output_quantizer(output if correction is None else output + correction))
+        return cast(Tensor, self.output_quantizer(output))
 
 
 def quantized_linear(

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from octavo.core import ops
 from octavo.core.errors import ModeError
@@ -39,8 +38,6 @@ class TensorQuantizer(nn.Module):
         collector: While set, sees every tensor and nothing is rounded (calibration).
         pre_quant_scale: fp32 factor of each channel of the last dim, applied to the tensor first, before the collector
             sees it; None when no algorithm made one.
-        lora_down, lora_up: [rank, in] and [out, rank]: the layer adds x · downᵀ · upᵀ to its output, where x is what
-            this quantizer of its input sees before rounding. None when no algorithm made them.
     """
 
     spec: QuantSpec | None
@@ -48,8 +45,6 @@ class TensorQuantizer(nn.Module):
     global_amax: Tensor
     calibrated: Tensor
     pre_quant_scale: Tensor | None
-    lora_down: Tensor | None
-    lora_up: Tensor | None
 
     def __init__(
         self,
@@ -64,8 +59,7 @@ class TensorQuantizer(nn.Module):
         self.range_mask = range_mask
         self.calibrator = calibrator
         self.collector: Collector | None = None
-        for name in ("pre_quant_scale", "lora_down", "lora_up"):
-            self.register_buffer(name, None)
+        self.register_buffer("pre_quant_scale", None)
         self.spec = spec
         self._key = ops.NOTHING if spec is None else spec.key
         if spec is not None and spec.state:
@@ -118,13 +112,6 @@ class TensorQuantizer(nn.Module):
     def scaled(self, x: Tensor) -> Tensor:
         """Return `x` times `pre_quant_scale`, rounded once to the dtype of `x`."""
         return x if self.pre_quant_scale is None else (x * self.pre_quant_scale).to(x.dtype)
-
-    def correction(self, x: Tensor) -> Tensor | None:
-        """Return what a layer adds to its output [..., out] for its input `x` [..., in], or None."""
-        if self.lora_down is None or self.lora_up is None:
-            return None
-        down, up = self.lora_down.to(x.dtype), self.lora_up.to(x.dtype)
-        return linear(linear(self.scaled(x), down), up)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the format, or as it is while disabled or collecting."""

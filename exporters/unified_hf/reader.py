@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from octavo.exporters.unified_hf.spelling import CODE_DTYPES, unspell, weight_sh
 _WEIGHT_PARTS = ("weight", "weight_scale", "weight_scale_2")
 _CACHE_SCALES = ("k_scale", "v_scale")
 _FACTOR = "pre_quant_scale"
-_LOW_RANK = ("svdquant_lora_a", "svdquant_lora_b")
-_SCALES = ("weight_scale", "weight_scale_2", "input_scale", _FACTOR, *_LOW_RANK, *_CACHE_SCALES)
+_SCALES = ("weight_scale", "weight_scale_2", "input_scale", _FACTOR, *_CACHE_SCALES)
 
 
 class UnifiedHfCheckpoint:
@@ -43,14 +42,14 @@ class UnifiedHfCheckpoint:
         self._metadata = read_metadata(directory, config)
         self.dtype = config_dtype(config, directory)
         self._schemes = {module: self._scheme(module) for module in self._modules_with("weight_scale")}
-        for suffix in ("weight_scale_2", "input_scale", _FACTOR, *_LOW_RANK):
+        for suffix in ("weight_scale_2", "input_scale", _FACTOR):
             for module in self._modules_with(suffix):
                 if module not in self._schemes:
                     raise CheckpointError(
                         f"{directory} has {module}.{suffix} and lacks {module}.weight_scale, which goes with it"
                     )
         self.layers = {
-            module: LayerFormat(s.weight, s.inputs, s.then, self._smoothing(module))
+            module: LayerFormat(s.weight, s.inputs, s.then, "scaled" if self._has_factor(module) else "")
             for module, s in self._schemes.items()
         }
 
@@ -79,13 +78,11 @@ class UnifiedHfCheckpoint:
         states = {}
         for module, scheme in self._schemes.items():
             factor = self._factor(module) if self._has_factor(module) else None
-            if scheme.inputs is not None or factor is not None or self._smoothing(module):
+            if scheme.inputs is not None or factor is not None:
                 is_static = scheme.inputs is not None and bool(scheme.inputs.state)
                 name = f"{module}.input_scale"
                 state = self._state("input_quantizer", scheme.inputs, name) if is_static else {}
-                states[f"{module}.input_quantizer"] = InputState(
-                    scheme.inputs, state, factor, self._low_rank(module)
-                )
+                states[f"{module}.input_quantizer"] = InputState(scheme.inputs, state, factor)
         return states | self._cache_states()
 
     def cache_without_scales(self) -> dict[str, InputState]:
@@ -117,31 +114,6 @@ class UnifiedHfCheckpoint:
 
     def _has_factor(self, module: str) -> bool:
         return f"{module}.{_FACTOR}" in self._shards
-
-    def _smoothing(self, module: str) -> Literal["", "scaled", "low_rank"]:
-        if any(f"{module}.{name}" in self._shards for name in _LOW_RANK):
-            return "low_rank"
-        return "scaled" if self._has_factor(module) else ""
-
-    def _low_rank(self, module: str) -> tuple[Tensor, Tensor] | None:
-        """Return (down [rank, in], up [out, rank]) of what a layer adds to its output, or None."""
-        if self._smoothing(module) != "low_rank":
-            return None
-        names = [f"{module}.{name}" for name in _LOW_RANK]
-        for name in names:
-            if name not in self._shards:
-                raise CheckpointError(f"{self.directory}: tensor {name!r} is missing, which its format needs")
-        down, up = (self._shards.tensor(name) for name in names)
-        codes = f"{module}.weight"
-        shape = weight_shape(
-            self._shards.tensor(codes), self._schemes[module].weight, self._shards.where(codes)
-        )
-        if down.dim() != 2 or tuple(up.shape) != (shape[0], len(down)) or down.shape[1] != shape[1]:
-            raise CheckpointError(
-                f"{self._shards.where(names[0])} and {_LOW_RANK[1]} have shapes [rank, {shape[1]}] and [{shape[0]}, "
-                f"rank], found {list(down.shape)} and {list(up.shape)}"
-            )
-        return down, up
 
     def _factor(self, module: str) -> Tensor:
         """Return what a layer's input is multiplied with [in]."""

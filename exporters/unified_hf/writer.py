@@ -99,11 +99,8 @@ def _spelled(packed: PackedTensor, is_segment: bool, peer: bool) -> dict[str, Te
 
 
 def _companions(weight: StoredWeight) -> dict[str, Tensor]:
-    """Return what lies beside codes and scales: of the input, of a second format, of a low-rank part."""
-    down, up = weight.low_rank or (None, None)
+    """Return what lies beside codes and scales: the input's scale and factor, the scale of a second format."""
     found = {
-        "svdquant_lora_a": down,
-        "svdquant_lora_b": up,
         "input_scale": _scale(weight.layer, weight.slot.inputs),
         "pre_quant_scale": weight.pre_quant_scale,
         "weight_scale_2": None if weight.then is None else _static_scale(weight.then, weight.slot.quantizer),
