@@ -37,7 +37,7 @@ class _Before:
     spec: QuantSpec | None
     state: dict[str, Tensor]
     enabled: bool
-    pre_quant_scale: Tensor | None
+    factors: dict[str, Tensor | None]
 
     @classmethod
     def of(cls, quantizer: TensorQuantizer) -> _Before:
@@ -47,12 +47,13 @@ class _Before:
             quantizer.spec,
             state if _has_state(quantizer) else {},
             quantizer.enabled,
-            quantizer.pre_quant_scale,
+            {name: getattr(quantizer, name) for name in ("pre_quant_scale", "low_rank_down", "low_rank_up")},
         )
 
     def restore(self) -> None:
         self.quantizer.enabled = self.enabled
-        self.quantizer.pre_quant_scale = self.pre_quant_scale
+        for name, tensor in self.factors.items():
+            setattr(self.quantizer, name, tensor)
         if self.spec is not None:
             self.quantizer.respecify(self.spec)
         if self.state:
@@ -216,9 +217,8 @@ def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:
             layer_format = format_of(layer, slot)
             if layer_format is not None:
                 first = _active_stages(layer, slot.quantizer)[0]
-                formats = [layer_format.weight, layer_format.inputs]
-                formats += [layer_format.then] if layer_format.then is not None else []
-                spec = dialect.weight_spec(*formats)
+                then = () if layer_format.then is None else (layer_format.then,)
+                spec = dialect.weight_spec(layer_format.weight, layer_format.inputs, *then)
                 first.respecify(spec.stacked() if slot.is_stacked else spec)
 
 

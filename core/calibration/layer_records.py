@@ -25,6 +25,8 @@ from octavo.core.plan.settings import StageSetting
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import Calibrator, Quantizer, TensorQuantizer
 
+_FACTORS = ("pre_quant_scale", "low_rank_down", "low_rank_up")
+
 
 def describe_quantizers(model: nn.Module) -> dict[str, Any]:
     """Return every quantized layer and its quantizers as JSON-ready data that `attach_described` reads."""
@@ -35,7 +37,7 @@ def describe_quantizers(model: nn.Module) -> dict[str, Any]:
                 quantizer_name: [
                     _describe_stage(stage)
                     for stage in quantizer.stages()
-                    if stage.spec is not None or stage.pre_quant_scale is not None
+                    if stage.spec is not None or _shapes_of(stage)
                 ]
                 for quantizer_name, quantizer in layer.quantizers().items()
             },
@@ -62,10 +64,10 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
             quantizer: Quantizer = getattr(layer.layer, quantizer_name)
             scales = layer.scales[quantizer_name]
             # One that is off has no description, unless it multiplies.
-            for stage, is_on, shape in zip(quantizer.stages(), enabled, scales, strict=False):
+            for stage, is_on, shapes in zip(quantizer.stages(), enabled, scales, strict=False):
                 stage.enabled = is_on
-                if shape is not None:
-                    stage.pre_quant_scale = torch.full(shape, torch.nan, device=_device_of(layer.layer))
+                for buffer, shape in shapes.items():
+                    setattr(stage, buffer, torch.full(shape, torch.nan, device=_device_of(layer.layer)))
     plugins().prepare_model(model)
 
 
@@ -78,7 +80,7 @@ class _DescribedLayer:
     quantized: type[QuantModule]
     stages: dict[str, tuple[StageSetting, ...]]
     enabled: dict[str, tuple[bool, ...]]
-    scales: dict[str, tuple[tuple[int, ...] | None, ...]]
+    scales: dict[str, tuple[dict[str, tuple[int, ...]], ...]]
 
 
 def _read_layer(
@@ -100,7 +102,7 @@ def _read_layer(
             if stage.get("spec", "missing") is not None
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
-        scales[quantizer_name] = tuple(_scale_shape(stage, where) for stage in described)
+        scales[quantizer_name] = tuple(_read_shapes(stage, where) for stage in described)
     if set(quantizers) - set(quantized.on_demand) != set(quantized.constant_names()):
         raise ModeError(
             f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
@@ -128,10 +130,9 @@ def _read_stage(data: Any, where: str) -> StageSetting:
     return StageSetting(spec, None, range_mask, Calibrator.from_json(calibrator))
 
 
-def _scale_shape(data: Any, where: str) -> tuple[int, ...] | None:
-    if data.get("pre_quant_scale") is None:
-        return None
-    return tuple(part(data, "pre_quant_scale", list, where))
+def _read_shapes(data: Any, where: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a stage's factors, by the buffer's name."""
+    return {name: tuple(part(data, name, list, where)) for name in _FACTORS if data.get(name) is not None}
 
 
 def _device_of(layer: nn.Module) -> torch.device | None:
@@ -144,5 +145,11 @@ def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
         "range_mask": stage.range_mask,
         "enabled": stage.enabled,
         "calibrator": stage.calibrator.to_json(),
-        "pre_quant_scale": None if stage.pre_quant_scale is None else list(stage.pre_quant_scale.shape),
+        "pre_quant_scale": None,
+        **_shapes_of(stage),
     }
+
+
+def _shapes_of(stage: TensorQuantizer) -> dict[str, list[int]]:
+    found = {name: getattr(stage, name) for name in _FACTORS}
+    return {name: list(tensor.shape) for name, tensor in found.items() if tensor is not None}

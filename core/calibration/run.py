@@ -11,11 +11,12 @@ from torch import nn
 from octavo.core.calibration.activation_store import ActivationStore
 from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.block_calls import CalibratedBlock, capture_calls, run_block
-from octavo.core.calibration.calibration import Calibration, Groups, Originals, first_readers, input_name
+from octavo.core.calibration.calibration import Calibration, Groups, first_readers, input_name
 from octavo.core.calibration.collectors import collecting
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.calibration.layerwise import Layerwise, blocks_of
 from octavo.core.calibration.max_scales import calibrate_max
+from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.statistics import Needs
 from octavo.core.calibration.statistics.collector import StatisticsCollector

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,14 @@ class SmoothedWeight:
     def format(self) -> LayerFormat | None:
         """Formats of the weight and its input; None when the weight is not quantized."""
         return format_of(self.layer, self.slot)
+
+    @property
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """The two factors [rank, in] and [out, rank] of what is added to the weight."""
+        stage = self.layer.quantizers()[self.slot.quantizer].stages()[0]
+        if stage.low_rank_down is None or stage.low_rank_up is None:
+            return None
+        return stage.low_rank_down, stage.low_rank_up
 
     def resmooth(self, factor: Tensor, originals: Originals) -> None:
         """Give the input another factor [in], in the weight's dtype, and the weight its inverse: rounded again."""
@@ -137,7 +146,8 @@ class _Fold:
             return
         factor, slot, bias = reader.factor, WeightSlot(), getattr(layer, "bias", None)
         smoothed = _smoothed(layer, slot)
-        if len(smoothed) != len(factor) or not self._may_change(layer):
+        has_low_rank = layer.quantizers()[slot.quantizer].stages()[0].low_rank_down is not None
+        if len(smoothed) != len(factor) or has_low_rank or not self._may_change(layer):
             return
         _set_weight(layer, slot, smoothed * factor[:, None], self._originals)
         if bias is not None:
@@ -155,6 +165,9 @@ class _Fold:
             )
             return
         mean = torch.stack([weight.factor for weight in group]).mean(0)
+        if any(weight.low_rank is not None for weight in group):
+            _average_low_rank(group, mean, self._originals)
+            return
         for weight in group:
             weight.resmooth(mean, self._originals)
 
@@ -229,9 +242,30 @@ def format_of(layer: QuantModule, slot: WeightSlot) -> LayerFormat | None:
         return None
     then = weight[1] if len(weight) > 1 else None
     is_scaled = layer.quantizers()[slot.inputs].stages()[0].pre_quant_scale is not None
-    return LayerFormat(
-        weight[0].unstacked(), inputs[0] if inputs else None, then, "scaled" if is_scaled else ""
+    has_low_rank = layer.quantizers()[slot.quantizer].stages()[0].low_rank_down is not None
+    smoothing: Literal["", "scaled", "low_rank"] = (
+        "low_rank" if has_low_rank else "scaled" if is_scaled else ""
     )
+    return LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None, then, smoothing)
+
+
+def _average_low_rank(weights: Sequence[SmoothedWeight], factor: Tensor, originals: Originals) -> None:
+    """Give layers that read one tensor one factor and one `low_rank_down`, by an SVD of all their rows."""
+    whole, dtype = [], factor.dtype
+    corrections = [weight.low_rank for weight in weights if weight.low_rank is not None]
+    for weight, (down, up) in zip(weights, corrections, strict=True):  # of equal formats all have one
+        values = _smoothed(weight.layer, weight.slot).float() + up @ down
+        whole.append(values * (weight.factor.float() / factor.float()))
+    rows, rank = torch.cat(whole), len(corrections[0][0])
+    left, values, right = torch.linalg.svd(rows.double(), full_matrices=False)
+    down, up = right[:rank].float(), (left[:, :rank] * values[:rank]).float()
+    rest = (rows - up @ down).to(dtype)
+    sizes = [len(part) for part in whole]
+    for weight, values, own_up in zip(weights, rest.split(sizes), up.split(sizes), strict=True):
+        _set_weight(weight.layer, weight.slot, values, originals)
+        stage = weight.layer.quantizers()[weight.slot.quantizer].stages()[0]
+        stage.low_rank_down, stage.low_rank_up = down.to(dtype).float(), own_up.to(dtype).float()
+        weight.inputs.pre_quant_scale = factor.float()
 
 
 def _equal_factors(weights: Sequence[SmoothedWeight]) -> bool:

@@ -64,7 +64,7 @@ class Svdquant(AwqLite):
         rest = weight - factors.up @ factors.down
         calibration.set_weight(problem, rest)
         recollect(problem.layer.quantizers()[problem.slot.quantizer], problem.parameter())
-        inputs = problem.layer.quantizers()[problem.slot.inputs].stages()[0]
-        inputs.lora_down, inputs.lora_up = factors.down.contiguous(), factors.up.contiguous()
+        quantizer = problem.quantizer
+        quantizer.low_rank_down, quantizer.low_rank_up = (f.float().contiguous() for f in factors)
         taken = 1 - (rest.float().square().sum() / weight.float().square().sum().clamp_min(1e-30)).item()
         calibration.report(problem, self.method, rank=self.lowrank, energy_taken_out=taken)

@@ -59,6 +59,9 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
             quantizer.set_state(**activation.state)
         if activation.pre_quant_scale is not None:
             quantizer.pre_quant_scale.copy_(activation.pre_quant_scale)
+        if activation.low_rank is not None:
+            quantizer.low_rank_down.copy_(activation.low_rank[0])
+            quantizer.low_rank_up.copy_(activation.low_rank[1])
     state = {"layers": describe_quantizers(model), "same_input": []}
     set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(checkpoint.directory)}, state),))
     return model
@@ -177,12 +180,14 @@ def _described(model: nn.Module, activations: Mapping[str, InputState]) -> dict[
         layer = described.setdefault(
             layer_name, {"attention": is_attention, "quantizers": {n: [] for n in names}}
         )
-        factor = activation.pre_quant_scale
+        factor, low_rank = activation.pre_quant_scale, activation.low_rank or (None, None)
         stage = {
             "spec": None if activation.spec is None else activation.spec.to_json(),
             "range_mask": True,
             "enabled": activation.spec is not None,
             "pre_quant_scale": None if factor is None else list(factor.shape),
+            "low_rank_down": None if low_rank[0] is None else list(low_rank[0].shape),
+            "low_rank_up": None if low_rank[1] is None else list(low_rank[1].shape),
         }
         layer["quantizers"][quantizer] = [stage]
     return described

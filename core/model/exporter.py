@@ -33,13 +33,13 @@ class LayerFormat:
         inputs: Format of its input, or None when that is not quantized.
         then: Format in which the rounded weight is rounded once more, or None.
         smoothing: Empty; `scaled` where the input is multiplied by a factor for each channel, and the weight by its
-            inverse.
+            inverse; `low_rank` where a product of two thin matrices is added to the weight, too.
     """
 
     weight: QuantSpec
     inputs: QuantSpec | None
     then: QuantSpec | None = None
-    smoothing: Literal["", "scaled"] = ""
+    smoothing: Literal["", "scaled", "low_rank"] = ""
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,19 @@ class SmoothingFolds:
 
 @dataclass(frozen=True)
 class InputState:
-    """What a checkpoint says of an activation quantizer.
+    """What a checkpoint says of an activation quantizer, or of a weight's beside codes and scales.
 
     Attributes:
         spec: Its format; None where it only multiplies.
         state: Its calibrated tensor, as `TensorQuantizer.set_state` takes it.
         pre_quant_scale: Factor of each channel [n], or None.
+        low_rank: (`low_rank_down`, `low_rank_up`) of a weight's quantizer, or None.
     """
 
     spec: QuantSpec | None
     state: dict[str, Tensor]
     pre_quant_scale: Tensor | None = None
+    low_rank: tuple[Tensor, Tensor] | None = None
 
 
 class QuantizedCheckpoint(Protocol):

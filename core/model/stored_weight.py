@@ -56,6 +56,15 @@ class StoredWeight:
         return None if factor is None else factor.to(self.values.dtype)
 
     @property
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """The factors [rank, in] and [out, rank] of what is added to it, in its dtype, or None."""
+        stage = self.layer.quantizers()[self.slot.quantizer].stages()[0]
+        if stage.low_rank_down is None or stage.low_rank_up is None:
+            return None
+        dtype = self.values.dtype
+        return stage.low_rank_down.to(dtype), stage.low_rank_up.to(dtype)
+
+    @property
     def values(self) -> Tensor:
         """The weight as its quantizer sees it: times its `pre_quant_scale`."""
         weight = self.layer.quantized_weights()[self.slot.quantizer].detach()

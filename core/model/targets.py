@@ -138,7 +138,8 @@ def _verdicts(
             verdict = Verdict("refused", "checkpoints store quantized linear layers only")
             yield f"weights {_shown(weight)} of other layers", verdict, [name]
         elif len(weight) in (1, 2) and len(inputs) <= 1:
-            layer_format = LayerFormat(weight[0], inputs[0] if inputs else None, *weight[1:])
+            then = weight[1] if len(weight) > 1 else None
+            layer_format = LayerFormat(weight[0], inputs[0] if inputs else None, then)
             formats.setdefault(layer_format, []).append(name)
         elif weight or inputs:
             what = f"weights {_shown(weight)}, inputs {_shown(inputs)}"
@@ -150,8 +151,8 @@ def _verdicts(
         for spec in {*layer.chains.get("k_bmm_quantizer", ()), *layer.chains.get("v_bmm_quantizer", ())}:
             caches.setdefault(spec, []).append(name)
     for layer_format, names in formats.items():
-        then = "" if layer_format.then is None else f" then {layer_format.then}"
-        what = f"weights {layer_format.weight}{then}, inputs {layer_format.inputs}"
+        shown = "" if layer_format.then is None else f" then {layer_format.then}"
+        what = f"weights {layer_format.weight}{shown}, inputs {layer_format.inputs}"
         verdict = exporter.serves(target, layer_format)
         yield what, verdict, names
         if verdict.status != "refused":

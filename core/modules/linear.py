@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
 from octavo.core import ops
 from octavo.core.modules.base import QuantModule
@@ -15,7 +16,7 @@ class QuantLinear(QuantModule, nn.Linear):
     """`output_quantizer(linear(input_quantizer(input), weight_quantizer(weight), bias))`.
 
     The three steps inside are one operator, so that backward keeps the input and the weight and recomputes
-    their quantized copies.
+    their quantized copies. A low-rank correction of the weight, if there is one, is computed beside it, not rounded.
     """
 
     quantizer_names = ("input_quantizer", "weight_quantizer", "output_quantizer")
@@ -41,7 +42,9 @@ class QuantLinear(QuantModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
         output = quantized_linear(input, self.input_quantizer, self.weight, self.weight_quantizer, self.bias)
-        return cast(Tensor, self.output_quantizer(output))
+        output = cast(Tensor, self.output_quantizer(output))
+        correction = low_rank_output(input, self.input_quantizer, self.weight_quantizer)
+        return output if correction is None else output + correction
 
 
 def quantized_linear(
@@ -67,3 +70,12 @@ def quantized_linear(
         x_quantizer.range_mask,
         weight_quantizer.range_mask,
     )
+
+
+def low_rank_output(x: Tensor, x_quantizer: Quantizer, weight_quantizer: Quantizer) -> Tensor | None:
+    """Return what a weight's low-rank correction adds to the output for `x` [..., in]; None when there is none."""
+    weights, inputs = weight_quantizer.stages()[0], x_quantizer.stages()[0]
+    if weights.low_rank_down is None or weights.low_rank_up is None:
+        return None
+    inner = F.linear(inputs.scaled(x), weights.low_rank_down.to(x.dtype))
+    return F.linear(inner, weights.low_rank_up.to(x.dtype))

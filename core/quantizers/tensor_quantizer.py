@@ -38,6 +38,9 @@ class TensorQuantizer(nn.Module):
         collector: While set, sees every tensor and nothing is rounded (calibration).
         pre_quant_scale: fp32 factor of each channel of the last dim, applied to the tensor first, before the collector
             sees it; None when no algorithm made one.
+        low_rank_down: fp32 [rank, in] on a linear layer's weight quantizer: with `low_rank_up`, the layer adds
+            ``(x · downᵀ) · upᵀ`` of its input times `pre_quant_scale` to its output; None when no algorithm made one.
+        low_rank_up: fp32 [out, rank].
     """
 
     spec: QuantSpec | None
@@ -45,6 +48,8 @@ class TensorQuantizer(nn.Module):
     global_amax: Tensor
     calibrated: Tensor
     pre_quant_scale: Tensor | None
+    low_rank_down: Tensor | None
+    low_rank_up: Tensor | None
 
     def __init__(
         self,
@@ -59,7 +64,8 @@ class TensorQuantizer(nn.Module):
         self.range_mask = range_mask
         self.calibrator = calibrator
         self.collector: Collector | None = None
-        self.register_buffer("pre_quant_scale", None)
+        for name in ("pre_quant_scale", "low_rank_down", "low_rank_up"):
+            self.register_buffer(name, None)
         self.spec = spec
         self._key = ops.NOTHING if spec is None else spec.key
         if spec is not None and spec.state:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,19 @@ def _check_shape(weight: StoredWeight) -> None:
         )
 
 
-def _check_folded(weights: Iterable[StoredWeight]) -> None:
+def _check_folded(weights: Sequence[StoredWeight]) -> None:
+    corrected = [w.layer_name for w in weights if w.low_rank is not None]
+    if corrected:
+        raise ExportError(
+            f"compressed-tensors checkpoints have no place for low-rank corrections, found in {listed(corrected, 3)}; "
+            "use export_hf_checkpoint without a target"
+        )
     kept = [weight.layer_name for weight in weights if weight.pre_quant_scale is not None]
     if kept:
         raise ExportError(
             f"compressed-tensors checkpoints have no place for a pre_quant_scale, and those of {len(kept)} layers "
-            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without smoothing, "
-            "or use export_hf_checkpoint without a target"
+            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without "
+            "smoothing, or use export_hf_checkpoint without a target"
         )
 
 
@@ -142,7 +148,7 @@ def _write_metadata(
     modules: Mapping[str, str],
     folder: Path,
 ) -> None:
-    _check_folded(weights.values())
+    _check_folded(list(weights.values()))
     ignore = [modules.get(name, name) for name in left_out_modules(model, weights)]
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     weight = next(iter(weights.values())).spec

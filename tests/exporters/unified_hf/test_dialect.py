@@ -38,6 +38,7 @@ STORED: dict[str, dict[str, Any]] = {
     "MXINT8": {},
     "W4A8_AWQ": {"arithmetic": "divide"},
     "NVFP4_AWQ": {},
+    "NVFP4_SVD": {},
 }
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 

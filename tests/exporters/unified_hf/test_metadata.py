@@ -27,6 +27,16 @@ FIELDS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "W4A16_AWQ": ({"group_size": 32, "has_zero_point": False, "pre_quant_scale": True}, None),
     "W4A8_AWQ": ({"group_size": 32, "has_zero_point": False, "pre_quant_scale": True}, None),
     "NVFP4_AWQ": ({"group_size": 16, "has_zero_point": False, "pre_quant_scale": True}, None),
+    "NVFP4_SVD": (
+        {"group_size": 16, "has_zero_point": False, "pre_quant_scale": True},
+        {
+            "input_activations": FP4_16,
+            "weights": FP4_16,
+            "has_zero_point": False,
+            "pre_quant_scale": True,
+            "targets": ["Linear"],
+        },
+    ),
     "NVFP4": ({"group_size": 16}, {"input_activations": FP4_16, "weights": FP4_16, "targets": ["Linear"]}),
     "W4A16_NVFP4": ({"group_size": 32}, {"weights": FP4_32, "targets": ["Linear"]}),
     "W4A8_NVFP4_FP8": ({"group_size": 32}, None),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import octavo
-from helpers.calibration_snapshot import same_bits
+from helpers.calibration_snapshot import same_bits, snapshot
 from helpers.exporters_models import with_tensors
 from helpers.smoothed_models import PRESETS, smoothed
 from helpers.tiny import tiny_llama, token_batches
@@ -19,6 +19,7 @@ from octavo.core.calibration.layer_records import attach_described, describe_qua
 from octavo.core.calibration.smoothing_fold import smoothed_weights
 from octavo.core.errors import CheckpointError
 from octavo.core.evaluation.read_back import exporter_of
+from octavo.core.modules import quantized_layers, tensor_quantizers
 
 LAYER = "model.layers.1.mlp.down_proj"
 
@@ -117,3 +118,60 @@ def test_factors_of_quantizers_that_only_multiply_are_recorded() -> None:
 
     assert len(list(smoothed_weights(other))) == 14
     assert same_bits(logits(other), logits(model))
+
+
+def corrected() -> nn.Module:
+    """Return a smoothed NVFP4 model with low-rank corrections of its weights."""
+    model = smoothed("NVFP4_SVDQUANT_DEFAULT_CFG")
+    generator = torch.Generator().manual_seed(5)
+    for name, layer in quantized_layers(model):
+        if name.endswith("_proj"):
+            rows, columns = layer.weight.shape
+            quantizer = layer.weight_quantizer
+            quantizer.low_rank_down = (torch.randn(8, columns, generator=generator) / 50).bfloat16().float()
+            quantizer.low_rank_up = (torch.randn(rows, 8, generator=generator) / 50).bfloat16().float()
+    return model
+
+
+def test_low_rank_corrections_are_stored_and_read(tmp_path: Path) -> None:
+    model = corrected()
+    before, expected = snapshot(model), logits(model)
+    octavo.export_hf_checkpoint(model, export_dir=tmp_path / "out", quiet=True)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+
+    assert snapshot(model) == before
+    assert stored[f"{LAYER}.svdquant_lora_a"].shape == (8, 256)
+    assert stored[f"{LAYER}.svdquant_lora_b"].shape == (128, 8)
+    with octavo.finalized(model, "unified_hf"):
+        assert same_bits(logits(octavo.load_quantized(tmp_path / "out")), logits(model))
+        for quantizer in (q for _, q in tensor_quantizers(model)):
+            quantizer.enabled = False
+        found = logits(model)
+    for quantizer in (q for name, q in tensor_quantizers(model) if q.spec is not None):
+        quantizer.enabled = False
+    assert torch.allclose(found, logits(model), atol=0.05)  # one factor for q, k and v, and the same product
+    assert not torch.allclose(found, expected, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{LAYER}.svdquant_lora_b"), r"svdquant_lora_b' is missing"),
+        (
+            lambda t: t.update({f"{LAYER}.svdquant_lora_a": torch.ones(8, 5)}),
+            r"make a weight \[128, 256\], found shapes \(8, 5\) and \(128, 8\)",
+        ),
+        (
+            lambda t: t.update({f"{LAYER}.svdquant_lora_a": torch.full((8, 256), torch.nan)}),
+            "NaN or infinite",
+        ),
+    ],
+)
+def test_damaged_corrections(
+    change: Callable[[dict[str, Tensor]], object], message: str, tmp_path: Path
+) -> None:
+    octavo.export_hf_checkpoint(corrected(), export_dir=tmp_path / "out", quiet=True)
+    with_tensors(tmp_path / "out", change)
+
+    with pytest.raises(CheckpointError, match=message):
+        octavo.load_quantized(tmp_path / "out")
