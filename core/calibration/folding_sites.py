@@ -128,7 +128,8 @@ def _linear_sites(
     sites = [site for block in description.blocks for site in _declared(model, description, block, role)]
     if not sites:
         return []
-    made, read = {}, {}
+    made: dict[nn.Module, Tensor] = {}
+    read: dict[nn.Module, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     for site in sites:
         maker, reader = (_linear(model, name) for name in (site.maker, site.readers[0]))
