@@ -67,11 +67,11 @@ def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> No
         ("maxx", f"unknown algorithm 'maxx'; {KNOWN}.*Did you mean 'max'\\?$"),
         ("smoothquantt", "unknown algorithm 'smoothquantt'.*Did you mean 'smoothquant'\\?$"),
         ({"method": None}, "unknown algorithm None; known: max"),
-        ({"method": "max", "alpha": 1}, "^algorithm 'max' takes the options all_experts, found alpha$"),
+        ({"method": "max", "alpha": 1}, "^algorithm 'max' takes the options layerwise, .*, found alpha$"),
         ({"method": "max", "b": 1, "a": 1}, "found a, b$"),
         (
             {"method": "mse", "stepsize": 1},
-            "^algorithm 'mse' takes the options step_size, .*, found stepsize. Did you mean 'step_size'",
+            "^algorithm 'mse' takes the options layerwise, .*, found stepsize. Did you mean 'step_size'",
         ),
         ({"method": "mse", "step_size": 0}, "^algorithm 'mse': step_size=0: Input should be greater than 0$"),
         (
