@@ -28,6 +28,12 @@ import octavo
 
 PRESETS = ("FP8_DEFAULT_CFG", "INT8_DEFAULT_CFG", "NVFP4_DEFAULT_CFG")
 PEER_PRESETS = PRESETS
+SEARCHES = (
+    "INT8_SMOOTHQUANT_CFG",
+    "INT4_AWQ_CFG",
+    "INT4_AWQ_CFG with awq_full",
+    "NVFP4_SVDQUANT_DEFAULT_CFG",
+)
 
 
 def main() -> None:
@@ -41,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     base = workload.model()
     check(base)
-    rows = [measure(base, preset, options.repeats) for preset in PRESETS]
+    rows = [measure(base, preset, options.repeats) for preset in (*PRESETS, *SEARCHES)]
     if options.peer is not None:
         rows += run_peer(options.peer, options.repeats)
     if options.json:
@@ -53,6 +59,17 @@ def main() -> None:
     for row in rows:
         table.add_row(row["tool"], row["preset"], f"{row['passes']:.3f}", f"{row['cpu_seconds']:.2f}")
     Console().print(table)
+
+
+def config_named(name: str) -> dict[str, Any]:
+    """Return a preset, with another algorithm after `with`; INT4 in groups of 32, which divide the model's widths."""
+    preset, _, algorithm = name.partition(" with ")
+    config = octavo.merge_configs(preset)
+    for rule in config["quant_cfg"]:
+        attributes = rule.get("cfg")
+        if isinstance(attributes, dict) and attributes["num_bits"] == 4:
+            attributes["block_sizes"][-1] = 32
+    return {**config, "algorithm": algorithm} if algorithm else config
 
 
 def check(base: nn.Module) -> None:
@@ -81,7 +98,7 @@ def check(base: nn.Module) -> None:
 
 def measure(base: nn.Module, preset: str, repeats: int) -> dict[str, Any]:
     """Quantize fresh copies and return the median cost."""
-    config, batches = octavo.preset(preset), workload.data()
+    config, batches = config_named(preset), workload.data()
     octavo.quantize(copy.deepcopy(base), config, batches[:1], quiet=True)  # imports and caches
     ratios, seconds = [], []
     for _ in range(repeats):

@@ -20,9 +20,15 @@ ALGORITHMS = {
     "gptq": "octavo.core.calibration.gptq:Gptq",
     "nvfp4_act_headroom": "octavo.core.calibration.nvfp4_act_headroom:Nvfp4ActHeadroom",
     "hqq": "octavo.core.calibration.hqq:Hqq",
+    "smoothquant": "octavo.core.calibration.smoothquant:Smoothquant",
+    "svdquant": "octavo.core.calibration.svdquant:Svdquant",
+    "smooth": "octavo.core.calibration.smooth:Smooth",
+    "awq_lite": "octavo.core.calibration.awq_lite:AwqLite",
+    "awq_clip": "octavo.core.calibration.awq_clip:AwqClip",
+    "awq_full": "octavo.core.calibration.awq_full:AwqFull",
 }
 # Names that configs of the field use and this version cannot run.
-_DECLARED = ("smoothquant", "awq_lite", "awq_clip", "awq_full", "svdquant", "lsq")
+_DECLARED = ("lsq",)
 
 
 def algorithms_of(algorithm: Any) -> list[Algorithm]:

@@ -41,6 +41,7 @@ class Calibration:
     Attributes:
         block: As given.
         rows: What was done to each weight, JSON-ready, for the report.
+        originals: The values of weights that changed.
     """
 
     def __init__(
@@ -62,21 +63,37 @@ class Calibration:
         self.rows: list[dict[str, Any]] = []
         self._inputs = ExpertInputs(statistics, experts)
         self._left: set[str] = set()
-        self._originals = originals
+        self.originals = originals
         self._first = first_readers(self.groups)
 
-    def problems(self) -> Iterator[WeightProblem]:
+    @property
+    def is_whole(self) -> bool:
+        """Whether all weights of the model are solved at once."""
+        return self._part == WHOLE
+
+    def has(self, name: str) -> bool:
+        """Whether the weights of a layer are solved now."""
+        return self._part.has(name)
+
+    def statistics_of(self, layer: str) -> InputStatistics | None:
+        """Return what is known of the input of a layer with one weight; None where nothing is."""
+        return self._inputs.of_layer(input_name(layer, WeightSlot(), self._first)).statistics
+
+    def problems(self, chains: bool = False) -> Iterator[WeightProblem]:
         """Yield every weight matrix with a single quantizer that is on; weights of a stack one by one.
 
-        Weights with other dims (convolutions), or with several quantizers in turn, keep the scales of `max`; so do
-        experts of which too little is known, which is noted.
+        Weights with other dims (convolutions) keep the scales of `max`; so do experts of which too little is known,
+        which is noted.
+
+        Args:
+            chains: Yield those with several quantizers in turn, too; a problem's format is that of the first.
         """
         for name, layer in quantized_layers(self.model):
             if not self._part.has(name):
                 continue
             weights = layer.quantized_weights()
             for slot in layer.weight_slots():
-                if not _is_single(layer, slot):
+                if not (_has_chain(layer, slot) if chains else _is_single(layer, slot)):
                     continue
                 weight = weights[slot.quantizer]
                 inputs = input_name(name, slot, self._first)
@@ -174,7 +191,7 @@ class Calibration:
         The original is kept until the run is over.
         """
         parameter = problem.layer.get_parameter(problem.slot.parameter)
-        self._originals.keep(parameter)
+        self.originals.keep(parameter)
         everything = problem.layer.quantized_weights()[problem.slot.quantizer]
         quantizer = problem.quantizer
         if quantizer.pre_quant_scale is not None:
@@ -219,6 +236,12 @@ def first_readers(groups: Groups) -> dict[str, str]:
 def input_name(layer: str, slot: WeightSlot, first: Mapping[str, str]) -> str:
     """Return the name of the quantizer whose statistics a weight's input has."""
     return f"{first.get(layer, layer)}.{slot.inputs}".removeprefix(".")
+
+
+def _has_chain(layer: QuantModule, slot: WeightSlot) -> bool:
+    return all(
+        stage.enabled and stage.spec is not None for stage in layer.quantizers()[slot.quantizer].stages()
+    )
 
 
 def _is_single(layer: QuantModule, slot: WeightSlot) -> bool:

@@ -232,7 +232,8 @@ def _apply_one(decision: _Decided) -> None:
         shape = site.quantized.quantizer_shape(layer, decision.quantizer) or ()
         quantizer = make_quantizer(decision.stages, shape, device)
         # What is folded into another weight stays, whatever the format.
-        quantizer.stages()[0].pre_quant_scale = decision.current.stages()[0].pre_quant_scale
+        for name in ("pre_quant_scale", "low_rank_down", "low_rank_up"):
+            setattr(quantizer.stages()[0], name, getattr(decision.current.stages()[0], name))
         setattr(layer, decision.quantizer, quantizer)
     for stage, setting, enabled in zip(
         decision.current.stages(), decision.stages, decision.enabled, strict=True

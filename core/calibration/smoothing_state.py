@@ -47,12 +47,29 @@ def smooth(
                 f"{name}: its input has a static scale, which changes with the factor on it; give the maxima of its "
                 f"{weight.shape[-1]} channels"
             )
-        amax = (input_amax.to(weight.dtype) * pre_quant_scale).amax().to(weight.dtype)
-        for stage in layer.quantizers()[slot.inputs].stages():
-            stage.set_state(**{part: amax.expand_as(old) for part, old in stage.named_state().items()})
+        set_input_amax(layer.quantizers()[slot.inputs], input_amax, weight.dtype, pre_quant_scale)
     inputs.pre_quant_scale = pre_quant_scale.to(weight.dtype).float()
     weights.stages()[0].pre_quant_scale = 1.0 / pre_quant_scale
     recollect(weights, weight)
+
+
+@torch.no_grad()
+def set_input_amax(
+    quantizer: Quantizer, amax: Tensor, dtype: torch.dtype, pre_quant_scale: Tensor | None = None
+) -> None:
+    """Set the range of an input's quantizer, of all its stages, from the maxima of its channels.
+
+    Args:
+        quantizer: Of the input; one without calibrated state stays as it is.
+        amax: [in], largest magnitude of each channel.
+        dtype: Of the input, in which ModelOpt computes.
+        pre_quant_scale: fp32 [in], what the channels are multiplied with.
+    """
+    largest = amax.to(dtype) if pre_quant_scale is None else amax.to(dtype) * pre_quant_scale
+    for stage in quantizer.stages():
+        if stage.enabled and stage.named_state():
+            rounded = largest.amax().to(dtype)
+            stage.set_state(**{part: rounded.expand_as(old) for part, old in stage.named_state().items()})
 
 
 @torch.no_grad()

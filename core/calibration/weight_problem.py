@@ -12,6 +12,7 @@ from octavo.core import ops
 from octavo.core.calibration.collectors import AmaxCollector
 from octavo.core.calibration.solvers.grid import Grid, amax_state, static
 from octavo.core.calibration.statistics import InputStatistics
+from octavo.core.errors import CalibrationError
 from octavo.core.formats import QuantSpec
 from octavo.core.modules import QuantModule, WeightSlot
 from octavo.core.quantizers import TensorQuantizer
@@ -67,10 +68,27 @@ class WeightProblem:
         assert self.quantizer.spec is not None  # noqa: S101 (problems are made of quantizers that are on)
         return self.quantizer.spec.unstacked()
 
+    def parameter(self) -> Tensor:
+        """Return the weight as it is, [out, in] in its dtype.
+
+        Raises:
+            CalibrationError: it is offloaded.
+        """
+        weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
+        if weight.is_meta:
+            raise CalibrationError(
+                f"{self.name} is offloaded, and this algorithm needs weights in memory; load the model without "
+                "offloading, or use the algorithm 'max'"
+            )
+        return weight if self.index is None else weight[self.index]
+
+    def smoothed_parameter(self) -> Tensor:
+        """Return the weight as its quantizer sees it, [out, in] in its dtype: times its `pre_quant_scale`."""
+        return self.quantizer.scaled(self.parameter())
+
     def weight(self) -> Tensor:
         """Return the weight as its quantizer sees it, fp32 [out, in]: times its `pre_quant_scale`."""
-        weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
-        return self.quantizer.scaled(weight if self.index is None else weight[self.index]).float()
+        return self.smoothed_parameter().float()
 
     def gram(self) -> Tensor:
         """Return XᵀX of the input as the weight sees it, fp32 [in, in]: times the input's `pre_quant_scale`."""

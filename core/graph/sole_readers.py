@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from octavo.core.graph.evaluating import evaluating
 
-_IGNORED = "__get__"  # reading .shape or .dtype is no use of the values
+_IGNORED = {"__get__", "size", "dim"}  # reading .shape, .dtype or .size() is no use of the values
 
 
 class SoleReaders(TorchFunctionMode):
@@ -66,7 +66,7 @@ class SoleReaders(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`, and note watched tensors that it is called with outside of readers."""
-        if not self._inside and getattr(func, "__name__", "") != _IGNORED:
+        if not self._inside and getattr(func, "__name__", "") not in _IGNORED:
             self._note_uses((args, kwargs))
         return func(*args, **(kwargs or {}))
 

@@ -14,7 +14,7 @@ from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.errors import UnsupportedError
 from octavo.core.evaluation.read_back import exporter_of
 from octavo.core.modules import quantized_layers
-from octavo.core.packed import PackedTensor
+from octavo.core.packed import PackedChain, PackedTensor
 
 NOT_YET = {"FP8_AFFINE_KV_CFG", "NVFP4_AFFINE_KV_CFG", "NVFP4_KV_ROTATE_CFG"}
 NOTHING_TO_QUANTIZE = {"NVFP4_EXPERTS_ONLY_CFG"}  # a dense model has no experts
@@ -58,7 +58,7 @@ def test_stored_weights_equal_the_finalized_simulation(
     packed = {
         name: value
         for name, value in exporter_of(tmp_path / "out").open(tmp_path / "out").tensors()
-        if isinstance(value, PackedTensor)
+        if isinstance(value, (PackedTensor, PackedChain))
     }
     assert packed.keys() == expected.keys()
     assert [name for name in expected if not _same_bits(packed[name].dequantize(), expected[name])] == []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.core.calibration.solvers.output_error import output_error, rounded_input, stacked_rows
+from octavo.core.calibration.solvers.output_error import rounded_input, stacked_rows
 from octavo.core.formats import QuantSpec
 
 SMALLEST, LARGEST = 1e-4, 1e4
@@ -87,6 +87,28 @@ def balanced_scale(act: Tensor, weight: Tensor, alpha: float) -> Tensor:
     return log.exp().clamp(SMALLEST, LARGEST)
 
 
+def channel_magnitudes(
+    weights: Sequence[Tensor],
+    act_amax: Tensor,
+    act_rms: Tensor | None,
+    tie: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the magnitudes of input channels and of weight columns that `balanced_scale` balances, each fp32 [in].
+
+    Args:
+        weights: Each [out, in], all that read the input.
+        act_amax: [in], largest magnitude of each input channel.
+        act_rms: [in], its root mean square; with it, root mean squares are balanced, else largest magnitudes.
+        tie: See `search_smoothing`.
+    """
+    rows = stacked_rows(weights)
+    if act_rms is None:
+        act, columns = act_amax.float(), rows.abs().amax(0)
+    else:
+        act, columns = act_rms.float(), rows.square().mean(0).sqrt()
+    return (act, columns) if tie is None else (tie(act), tie(columns))
+
+
 def search_smoothing(
     weights: Sequence[Tensor],
     act_amax: Tensor,
@@ -99,7 +121,8 @@ def search_smoothing(
 ) -> Smoothing:
     """Return the smoothing with the least output error on held tokens, weights and inputs both rounded.
 
-    All weights that read the input are judged together, so that one scale serves them and can be folded.
+    One scale serves all weights that read the input, so that it can be folded: the one with the least error in all,
+    among those with which no weight's own error is greater than without smoothing.
 
     Args:
         weights: Each [out, in], all that read this input.
@@ -116,19 +139,19 @@ def search_smoothing(
     """
     rows, act_amax, held = stacked_rows(weights), act_amax.float(), held.float()
     target = held @ rows.T
-    if act_rms is None:
-        act, columns = act_amax, rows.abs().amax(0)
-    else:
-        act, columns = act_rms.float(), rows.square().mean(0).sqrt()
-    if tie is not None:
-        act, columns = tie(act), tie(columns)
+    act, columns = channel_magnitudes(weights, act_amax, act_rms, tie)
     best: Smoothing | None = None
+    plain: Tensor | None = None
     for alpha in (None, *alphas):
         scale = torch.ones_like(columns) if alpha is None else balanced_scale(act, columns, alpha)
         rounded = stacked_rows([divided_columns(w.float(), scale) for w in weights], weight_spec)
         x = rounded_input(held * scale, (act_amax * scale).amax(), input_spec)
-        error = output_error(rounded, x, target)
-        if best is None or error < best.error:
+        by_row = (x @ rounded.T - target).square().sum(0)
+        parts = torch.split(by_row, [len(weight) for weight in weights])
+        errors = torch.stack([part.sum() for part in parts])
+        plain = errors if plain is None else plain
+        error = float(errors.sum())
+        if best is None or (error < best.error and bool((errors <= plain).all())):
             best = Smoothing(alpha, scale, error, error if best is None else best.plain_error)
     assert best is not None  # noqa: S101 (the loop always runs)
     return best

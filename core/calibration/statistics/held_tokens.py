@@ -50,6 +50,10 @@ class HeldTokens:
         self.stride, self.seen = stride, seen
         self._keep(tokens)
 
+    def scale_channels(self, factor: Tensor) -> None:
+        """Multiply all tokens by `factor` [in]."""
+        self._tokens = [(tokens * factor).to(tokens.dtype) for tokens in self._tokens]
+
     def tokens(self) -> Tensor:
         """Return the tokens, [n, in] in the dtype they came in."""
         return torch.cat(self._tokens) if self._tokens else torch.empty(0)

@@ -20,7 +20,8 @@ class InputStatistics:
         num_batches: Tensors seen that had any.
         amax: fp32 [in]: largest magnitude of each channel.
         abs_sum: fp64 [in]: sum of magnitudes.
-        abs_mean_sum: fp64 [in]: sum over batches of the mean magnitude, as AWQ's first implementation averages.
+        abs_mean_sum: fp64 [in]: sum over batches of the mean magnitude, each rounded to the input's dtype,
+            as AWQ's first implementation averages.
         square_sum: fp64 [in]: sum of squares.
         held: A few tokens.
         block_amax_counts: int64 [512]: blocks of 16 channels by their maximum (`solvers/activation_range.py`); 0 where
@@ -61,22 +62,21 @@ class InputStatistics:
 
     def add(self, x: Tensor) -> None:
         """Take in `x` [..., in], any float dtype."""
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
-        if len(rows) == 0:
+        tokens = x.detach().reshape(-1, x.shape[-1])
+        if len(tokens) == 0:
             return
-        self.num_tokens += len(rows)
+        self.num_tokens += len(tokens)
         self.num_batches += 1
-        magnitude = rows.abs()
-        self.amax = torch.maximum(self.amax, magnitude.amax(0))
-        if not self.needs.any_input:
+        self.amax = torch.maximum(self.amax, torch.maximum(tokens.amax(0), -tokens.amin(0)).float())
+        if not self.needs.any_sum:
             return
-        abs_sum = magnitude.sum(
-            0
-        ).double()  # fp32 within a batch: casting all of it first takes longer than the sum
+        rows = tokens.float()
+        # fp32 within a batch: casting all of it first takes longer than the sum.
+        abs_sum = rows.abs().sum(0).double()
         self.abs_sum += abs_sum
-        self.abs_mean_sum += abs_sum / len(rows)
+        self.abs_mean_sum += (abs_sum / len(rows)).to(x.dtype).double()
         self.square_sum += rows.square().sum(0).double()
-        self.held.add(x.detach().reshape(-1, x.shape[-1]))
+        self.held.add(tokens)
         if self.needs.block_amax:
             from octavo.core.calibration.solvers.activation_range import block_amax_counts
 
@@ -120,9 +120,27 @@ class InputStatistics:
         for rows in other._rows:
             self._add_rows(rows)
 
+    def scale_channels(self, factor: Tensor) -> None:
+        """Make these the statistics of the input times `factor` [in], positive: what is folded into its maker.
+
+        No tensor changes in place, since others may share them.
+        """
+        factor = factor.float()
+        self.amax = self.amax * factor
+        self.abs_sum, self.abs_mean_sum = self.abs_sum * factor, self.abs_mean_sum * factor
+        self.square_sum = self.square_sum * factor.square()
+        self.held.scale_channels(factor)
+        if self._gram is not None:
+            self._gram = self._gram * factor * factor[:, None]
+        self._rows = [rows * factor for rows in self._rows]
+
     def mean_abs(self) -> Tensor:
         """Return the mean magnitude of each channel over all tokens, fp32 [in]."""
         return (self.abs_sum / max(self.num_tokens, 1)).float()
+
+    def batch_mean_abs(self) -> Tensor:
+        """Return the mean over batches of the mean magnitude of each channel, fp32 [in]: AWQ's, of any batch sizes."""
+        return (self.abs_mean_sum / max(self.num_batches, 1)).float()
 
     def mean_square(self) -> Tensor:
         """Return the mean square of each channel, fp32 [in]."""

@@ -31,7 +31,9 @@ class Collection:
     @property
     def needs(self) -> Needs:
         """What is gathered for inputs of weights."""
-        return Needs(True, self.gram, self.held_tokens, self.all_experts)
+        return Needs(
+            channels=True, gram=self.gram, held_tokens=self.held_tokens, all_experts=self.all_experts
+        )
 
     def differences(self, other: Collection) -> list[str]:
         """Return the options that differ, with both values."""

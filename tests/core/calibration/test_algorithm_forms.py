@@ -78,6 +78,14 @@ def test_an_algorithm_that_is_not_there_yet_is_named(name: str, form: Any) -> No
             {"method": "mse", "stop_multiplier": 0.1},
             "^algorithm 'mse': stop_multiplier=0.1 is below start_multiplier=0.25; exchange them$",
         ),
+        (
+            {"method": "smoothquant", "alpha": 1.5},
+            "^algorithm 'smoothquant': alpha.*=1.5: Input should be less",
+        ),
+        (
+            {"method": "awq_lite", "alpha_step": 0},
+            "^algorithm 'awq_lite': alpha_step=0: Input should be greater",
+        ),
         ({"method": "mse", "fp8_scale_sweep": 1}, "fp8_scale_sweep=1: Input should be a valid boolean$"),
         ({"name": "max"}, r"must be a name, a dict with 'method', a list or None; found \{'name': 'max'\}$"),
         (5, "found 5$"),
@@ -91,7 +99,7 @@ def test_wrong_forms_are_refused(algorithm: Any, message: str) -> None:
         algorithms_of(algorithm)
 
 
-@pytest.mark.parametrize("algorithm", ["awq_lite", "maxx", {"method": "max", "x": 1}], ids=str)
+@pytest.mark.parametrize("algorithm", ["lsq", "maxx", {"method": "max", "x": 1}], ids=str)
 def test_a_refused_algorithm_leaves_the_model_as_it_was(algorithm: Any) -> None:
     model = two_layers()
     before = snapshot(model)
