@@ -38,6 +38,19 @@ class _Arguments:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What a block reads in each call, and what it returns for that.
+
+    Attributes:
+        inputs: What it reads.
+        outputs: What it returns; filled by who runs the block.
+    """
+
+    inputs: ActivationStore
+    outputs: ActivationStore
+
+
+@dataclass(frozen=True)
 class CalibratedBlock:
     """One block under calibration.
 
@@ -47,6 +60,8 @@ class CalibratedBlock:
         inputs: What it reads in each call: outputs of the quantized blocks before it.
         targets: What it returned for that before it was quantized; filled by `run_all`.
         arguments: Its other arguments in each call.
+        original: The same in the model before it was quantized, where an algorithm asks for it (`Needs`): that
+            algorithm fills its outputs.
     """
 
     name: str
@@ -54,6 +69,7 @@ class CalibratedBlock:
     inputs: ActivationStore
     targets: ActivationStore
     arguments: Sequence[_Arguments]
+    original: Stream | None = None
 
     def run_all(self) -> None:
         """Run the block on all inputs and keep what it returns as targets."""

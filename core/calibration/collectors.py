@@ -117,11 +117,17 @@ class AmaxCollector:
 def collecting(model: nn.Module, collectors: Mapping[TensorQuantizer, Collector]) -> Iterator[None]:
     """Attach collectors to quantizers for the time of a context, in which no quantizer of `model` rounds."""
     ignore = Ignore()
-    quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
+    with attached({q: collectors.get(q, ignore) for _, q in tensor_quantizers(model)}):
+        yield
+
+
+@contextmanager
+def attached(collectors: Mapping[TensorQuantizer, Collector]) -> Iterator[None]:
+    """Attach collectors to these quantizers alone, which do not round then; others do."""
     try:
-        for quantizer in quantizers:
-            quantizer.collector = collectors.get(quantizer, ignore)
+        for quantizer, collector in collectors.items():
+            quantizer.collector = collector
         yield
     finally:
-        for quantizer in quantizers:
+        for quantizer in collectors:
             quantizer.collector = None

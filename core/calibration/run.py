@@ -10,7 +10,7 @@ from torch import nn
 
 from octavo.core.calibration.activation_store import ActivationStore
 from octavo.core.calibration.algorithm import Algorithm
-from octavo.core.calibration.block_calls import CalibratedBlock, capture_calls, run_block
+from octavo.core.calibration.block_calls import CalibratedBlock, Stream, capture_calls, run_block
 from octavo.core.calibration.calibration import Calibration, Groups, Originals, first_readers, input_name
 from octavo.core.calibration.collectors import collecting
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
@@ -80,14 +80,17 @@ class _Stages:
         self.originals = Originals()
         self._algorithms = algorithms
         self._groups = groups
-        self._needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), Needs())
+        self.needs = reduce(Needs.__or__, (algorithm.needs() for algorithm in algorithms), Needs())
 
     def calibrate(
         self, run: Callable[[], None] | None, part: Part = WHOLE, block: CalibratedBlock | None = None
     ) -> None:
         """Calibrate a part by one run of its data, then by every algorithm in turn."""
-        inputs = self._input_collectors(part) if self._needs.any_input else {}
-        calibrate_max(self.model, run, self.quiet, self._needs, inputs, part)
+        inputs = self._input_collectors(part) if self.needs.any_input else {}
+        calibrate_max(self.model, run, self.quiet, self.needs, inputs, part)
+        if block is not None and block.original is None and not block.targets:  # nothing needed the data
+            with collecting(self.model, {}):
+                block.run_all()
         seen = {c.name: c.statistics for c in inputs.values() if c.statistics is not None}
         calibration = Calibration(self.model, self._groups, seen, self.originals, self.quiet, part, block)
         for algorithm in self._algorithms:
@@ -104,7 +107,7 @@ class _Stages:
                 if reader not in layers or slot.inputs not in layers[reader].quantizer_names:
                     continue
                 quantizer = layers[reader].quantizers()[slot.inputs].stages()[0]
-                collectors[quantizer] = StatisticsCollector(input_name(name, slot, first), self._needs)
+                collectors[quantizer] = StatisticsCollector(input_name(name, slot, first), self.needs)
         return collectors
 
 
@@ -119,14 +122,16 @@ def _calibrate_layerwise(stages: _Stages, options: Layerwise, run: Callable[[], 
     inputs = ActivationStore(limit)
     with collecting(model, {}):  # nothing is rounded
         calls = capture_calls(blocks, run, inputs)
+    originals, last = inputs, list(blocks)[-1]
     with evaluating(model):
         for name, module in track(list(blocks.items()), "calibrating blocks", stages.quiet):
-            block = CalibratedBlock(name, module, inputs, ActivationStore(limit), calls.others[name])
+            original = Stream(originals, ActivationStore(limit)) if stages.needs.original_inputs else None
+            block = CalibratedBlock(
+                name, module, inputs, ActivationStore(limit), calls.others[name], original
+            )
             stages.calibrate(block.run_all, Part(name), block)
-            if not block.targets:  # nothing needed the data
-                with collecting(model, {}):
-                    block.run_all()
-            inputs = block.targets
-            if options.get_qdq_activations_from_prev_layer:
+            originals = block.targets if original is None else original.outputs
+            inputs = originals
+            if options.get_qdq_activations_from_prev_layer and name != last:
                 inputs = ActivationStore(limit)
                 run_block(module, block.inputs, block.arguments, inputs)

@@ -14,12 +14,15 @@ class Needs:
         gram: XᵀX, [in, in].
         held_tokens: How many tokens to hold for judging candidates, at most.
         all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
+        original_inputs: Block by block, also what each block reads in the model before it was quantized. The
+            algorithm runs `CalibratedBlock.original` then, before it changes the block.
     """
 
     channels: bool = False
     gram: bool = False
     held_tokens: int = 0
     all_experts: bool = False
+    original_inputs: bool = False
 
     @property
     def any_input(self) -> bool:
@@ -32,6 +35,7 @@ class Needs:
             self.gram or other.gram,
             max(self.held_tokens, other.held_tokens),
             self.all_experts or other.all_experts,
+            self.original_inputs or other.original_inputs,
         )
 
 
