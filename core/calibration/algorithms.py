@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ALGORITHMS = {
     "max": "octavo.core.calibration.max:Max",
     "mse": "octavo.core.calibration.mse:Mse",
+    "learned_rounding": "octavo.core.calibration.learned_rounding:LearnRounding",
 }
 # Names that configs of the field use and this version cannot run.
 _DECLARED = (

@@ -56,6 +56,8 @@ class Calibration:
         block: The block that is calibrated alone, with what it reads and returns; None when the model is calibrated
             whole.
         rows: What was done to each weight, JSON-ready, for the report.
+        unrounded: What weights were before an algorithm rounded them, fp32 [out, in] by `WeightProblem.name`, where it
+            knows. Which of the codes near to it a weight takes can be learned from there.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Calibration:
         self.quiet = quiet
         self.groups = tuple(tuple(group) for group in groups)
         self.rows: list[dict[str, Any]] = []
+        self.unrounded: dict[str, Tensor] = {}
         self._statistics = statistics
         self._originals = originals
         self._first = first_readers(self.groups)
