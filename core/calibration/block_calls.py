@@ -153,7 +153,9 @@ def _reader(name: str, position: int, calls: BlockCalls, last: list[Tensor]) -> 
                 f"block {name} reads another tensor than the block before it returned, so blocks cannot be calibrated "
                 "one after the other; calibrate this model whole (leave out 'layerwise')"
             )
-        rest = {key: without_cache(value) for key, value in kwargs.items() if not (by_name and key == _HIDDEN)}
+        rest = {
+            key: without_cache(value) for key, value in kwargs.items() if not (by_name and key == _HIDDEN)
+        }
         others = tuple(map(without_cache, args[1:]))
         calls.others[name].append(_Arguments(others, rest, _HIDDEN if by_name else None))
 

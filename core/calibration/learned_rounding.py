@@ -84,9 +84,7 @@ class LearnRounding(Algorithm):
         if problems:
             self._learn(problems, block, calibration)
 
-    def _learn(
-        self, problems: list[WeightProblem], block: CalibratedBlock, calibration: Calibration
-    ) -> None:
+    def _learn(self, problems: list[WeightProblem], block: CalibratedBlock, calibration: Calibration) -> None:
         through_head = self.logits and block.tail is not None
         task = ReconstructionTask(block, self.batch_size, block.tail if through_head else None)
         options = ReconstructionOptions(

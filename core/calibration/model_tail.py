@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +58,14 @@ class ModelTail(nn.Module):
         """
         *before, last = self._blocks
         with self._skipping(before), _reading(last, hidden):
-            return logits_of(self.model(*args, **kwargs))
+            return cast(Tensor, logits_of(self.model(*args, **kwargs)))
 
     @torch.no_grad()
     def after_blocks(self, hidden: Tensor, call: CapturedCall) -> Tensor:
         """Return the logits, with `hidden` as what the last block returns."""
         last = self._blocks[-1]
         with self._skipping(self._blocks), _reading(last, hidden):
-            return logits_of(self.model(*call.args, **call.kwargs))
+            return cast(Tensor, logits_of(self.model(*call.args, **call.kwargs)))
 
     @contextmanager
     def _skipping(self, blocks: Sequence[nn.Module]) -> Iterator[None]:

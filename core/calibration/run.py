@@ -92,7 +92,11 @@ class _Stages:
         if block is not None and block.original is None and not block.targets:  # nothing needed the data
             with collecting(self.model, {}):
                 block.run_all()
-        if block is not None and block.original is not None and not self._algorithms[0].needs().original_inputs:
+        if (
+            block is not None
+            and block.original is not None
+            and not self._algorithms[0].needs().original_inputs
+        ):
             with collecting(self.model, {}):  # before any weight changes
                 run_block(block.module, block.original.inputs, block.arguments, block.original.outputs)
         seen = {c.name: c.statistics for c in inputs.values() if c.statistics is not None}

@@ -60,7 +60,6 @@ class _Input:
     @contextmanager
     def rounding_for(self, layer: nn.Module, quantizer: TensorQuantizer) -> Iterator[None]:
         """Take the place of a layer's quantizer."""
-
         scale = quantizer.pre_quant_scale
 
         def read(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -76,7 +75,12 @@ class _Input:
             self._read = self._rounded = None
 
     def _round(self, x: Tensor) -> Tensor:
-        if self._read is None or self._read[0] is not x or self._read[1] != x._version or self._rounded is None:
+        if (
+            self._read is None
+            or self._read[0] is not x
+            or self._read[1] != x._version
+            or self._rounded is None
+        ):
             scaled = x if self._scale is None else x * self._scale.to(x.dtype)
             self._read = x, x._version
             self._rounded = ops.fake_quantize(scaled, self._state, self._key, self._mask)
