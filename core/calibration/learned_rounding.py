@@ -49,7 +49,7 @@ class LearnRounding(Algorithm):
     layerwise: Layerwise = Layerwise(enable=True)
     iterations: int = Field(default=50, ge=1, strict=True)
     batch_size: int = Field(default=4, ge=1, strict=True)
-    reach: float = Field(default=0.3, gt=0, allow_inf_nan=False, strict=True)
+    reach: float = Field(default=0.5, gt=0, allow_inf_nan=False, strict=True)
     range_reach: float = Field(default=0.03, ge=0, allow_inf_nan=False, strict=True)
     held_batches: int = Field(default=2, ge=1, strict=True)
     checks: int = Field(default=2, ge=1, strict=True)

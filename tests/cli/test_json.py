@@ -144,7 +144,7 @@ def test_presets(octavo_command: Run) -> None:
         "missing": None,
     }
     assert rows["INT4_AWQ_CFG"]["missing"] == (
-        "algorithm 'awq_lite' is not available in this version of Octavo; available: max, mse"
+        "algorithm 'awq_lite' is not available in this version of Octavo; available: learned_rounding, max, mse"
     )
 
 

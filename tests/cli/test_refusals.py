@@ -72,7 +72,10 @@ def test_a_preset_whose_algorithm_is_not_there_is_neither_planned_nor_run(
 ) -> None:
     options = ("--preset", "INT8_SMOOTHQUANT_CFG")
 
-    message = "algorithm 'smoothquant' is not available in this version of Octavo; available: max, mse"
+    message = (
+        "algorithm 'smoothquant' is not available in this version of Octavo; available: learned_rounding, max, "
+        "mse"
+    )
 
     planned = octavo_command("plan", MODEL, *options)
     done = octavo_command("quantize", MODEL, *options, *DATA, "--out", tmp_path / "out")

@@ -58,7 +58,8 @@ def test_presets(octavo_command: Run) -> None:
     assert set(octavo.preset_names()) <= shown.keys()
     assert shown["FP8_DEFAULT_CFG"] == "model max"
     assert shown["INT4_AWQ_CFG"] == (
-        "model awq_lite algorithm 'awq_lite' is not available in this version of Octavo; available: max, mse"
+        "model awq_lite algorithm 'awq_lite' is not available in this version of Octavo; available: "
+        "learned_rounding, max, mse"
     )
 
 

@@ -14,8 +14,8 @@ from octavo.core.calibration.algorithms import algorithms_of
 from octavo.core.calibration.max import Max
 from octavo.core.errors import ConfigError, UnsupportedError
 
-AVAILABLE = "; available: max, mse$"
-KNOWN = "known: max, mse, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
+AVAILABLE = "; available: learned_rounding, max, mse$"
+KNOWN = "known: max, mse, learned_rounding, local_hessian, smoothquant, awq_lite, awq_clip, awq_full, svdquant, gptq"
 
 
 @pytest.mark.parametrize(
