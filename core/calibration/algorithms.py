@@ -26,6 +26,7 @@ ALGORITHMS = {
     "awq_lite": "octavo.core.calibration.awq_lite:AwqLite",
     "awq_clip": "octavo.core.calibration.awq_clip:AwqClip",
     "awq_full": "octavo.core.calibration.awq_full:AwqFull",
+    "learned_rounding": "octavo.core.calibration.learned_rounding:LearnRounding",
 }
 # Names that configs of the field use and this version cannot run.
 _DECLARED = ("lsq",)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.activation_store import ActivationStore
+from octavo.core.calibration.model_tail import ModelTail, without_cache
 from octavo.core.errors import UnsupportedError
+from octavo.core.model.blocks import CapturedCall
 
 _HIDDEN = "hidden_states"
 
@@ -35,6 +37,12 @@ class _Arguments:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     keyword: str | None
+
+    def with_hidden(self, hidden: Tensor) -> CapturedCall:
+        """Return all arguments, with these hidden states."""
+        if self.keyword is None:
+            return CapturedCall((hidden, *self.args), dict(self.kwargs))
+        return CapturedCall(self.args, {**self.kwargs, self.keyword: hidden})
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class CalibratedBlock:
         arguments: Its other arguments in each call.
         original: The same in the model before it was quantized, where an algorithm asks for it (`Needs`): that
             algorithm fills its outputs.
+        tail: What follows it in the model, where it is the last block and leads to logits.
     """
 
     name: str
@@ -70,6 +79,7 @@ class CalibratedBlock:
     targets: ActivationStore
     arguments: Sequence[_Arguments]
     original: Stream | None = None
+    tail: ModelTail | None = None
 
     def run_all(self) -> None:
         """Run the block on all inputs and keep what it returns as targets; those of a first run stay."""
@@ -78,6 +88,10 @@ class CalibratedBlock:
     def run(self, index: int, hidden: Tensor) -> Tensor:
         """Return the block's output for `hidden`, with the other arguments of call `index`."""
         return _call(self.module, hidden, self.arguments[index])
+
+    def call(self, index: int) -> CapturedCall:
+        """Return all arguments of call `index`."""
+        return self.arguments[index].with_hidden(self.inputs[index])
 
 
 def capture_calls(
@@ -125,9 +139,8 @@ def run_block(
 
 
 def _call(block: nn.Module, hidden: Tensor, other: _Arguments) -> Tensor:
-    if other.keyword is not None:
-        return _hidden_of(block(*other.args, **{**other.kwargs, other.keyword: hidden}))
-    return _hidden_of(block(hidden, *other.args, **other.kwargs))
+    call = other.with_hidden(hidden)
+    return _hidden_of(block(*call.args, **call.kwargs))
 
 
 def _reader(name: str, position: int, calls: BlockCalls, last: list[Tensor]) -> Callable[..., None]:
@@ -145,8 +158,10 @@ def _reader(name: str, position: int, calls: BlockCalls, last: list[Tensor]) -> 
                 f"block {name} reads another tensor than the block before it returned, so blocks cannot be calibrated "
                 "one after the other; calibrate this model whole (leave out 'layerwise')"
             )
-        rest = {key: _kept(value) for key, value in kwargs.items() if not (by_name and key == _HIDDEN)}
-        others = tuple(map(_kept, args[1:]))
+        rest = {
+            key: without_cache(value) for key, value in kwargs.items() if not (by_name and key == _HIDDEN)
+        }
+        others = tuple(map(without_cache, args[1:]))
         calls.others[name].append(_Arguments(others, rest, _HIDDEN if by_name else None))
 
     return read
@@ -162,8 +177,3 @@ def _writer(last: list[Tensor]) -> Callable[..., None]:
 def _hidden_of(output: Any) -> Tensor:
     found: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return found
-
-
-def _kept(value: Any) -> Any:
-    """Return an argument as it is kept. A cache of keys is not: the block runs several times and would fill it up."""
-    return None if type(value).__name__.endswith("Cache") else value

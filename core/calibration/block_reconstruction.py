@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from octavo.core.calibration.reconstruction_options import (
     ReconstructionOptions,
     ReconstructionReport,
 )
+from octavo.core.calibration.shared_inputs import shared_inputs
 from octavo.core.calibration.solvers.learned_rounding import LearnedRounding, RoundedWeight
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.model.blocks import CapturedCall
@@ -61,7 +62,8 @@ def reconstruct(
     Args:
         module: A block, or a model. It runs in its present mode (`eval` for what is meant here).
         starts: Where training starts, by parameter name in `module`. A parameter keeps its place elsewhere.
-        calls: Arguments of the module, for example of `BlockSource.captured_calls`.
+        calls: Arguments of the module, for example of `BlockSource.captured_calls`; they are asked for when they are
+            run, and so are targets.
         targets: What each call shall return, in the form that `output` gives it.
         options: How long and how boldly.
         output: Takes the tensor that is compared out of what the module returns.
@@ -70,31 +72,37 @@ def reconstruct(
         CalibrationError: there are too few calls or not as many targets, a start's name or shape is not one of the
             module, or the start's loss is not finite.
     """
-    _check(module, starts, calls, targets, options)
+    parameters, turned = dict(module.named_parameters()), _transposed(module)
+    _check(parameters, turned, starts, calls, targets, options)
     learned = {name: LearnedRounding(start) for name, start in starts.items()}
-    pairs = list(zip(calls, targets, strict=True))
-    training, held = pairs[: -options.held], pairs[-options.held :]
+    num_training = len(calls) - options.held
 
-    def loss(call: CapturedCall, target: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    def values() -> dict[str, Tensor]:
+        return {
+            name: (weight.value().T if name in turned else weight.value()).to(parameters[name].dtype)
+            for name, weight in learned.items()
+        }
+
+    def loss(index: int, weights: Mapping[str, Tensor]) -> Tensor:
+        call = calls[index]
         args, kwargs = (
             [_kept(value) for value in call.args],
             {name: _kept(v) for name, v in call.kwargs.items()},
         )
         found = output(functional_call(module, dict(weights), tuple(args), kwargs))
-        return _loss(found, target, options.loss)
+        return _loss(found, targets[index], options.loss)
 
     @torch.no_grad()
     def judge() -> float:
-        weights = _values(learned, starts)
-        return sum(float(loss(call, target, weights)) for call, target in held) / len(held)
+        weights = values()
+        return sum(float(loss(index, weights)) for index in range(num_training, len(calls))) / options.held
 
-    with _weights_as_given(module, starts), torch.enable_grad():
+    with _weights_as_given(module, starts), shared_inputs(module), torch.enable_grad():
         best = _Best(judge(), {name: weight.result() for name, weight in learned.items()})
-        order = _batches(len(training), options)
+        order = _batches(num_training, options)
         for iteration in range(1, options.iterations + 1):
-            weights = _values(learned, starts)
-            batch = [training[index] for index in next(order)]
-            total = torch.stack([loss(call, target, weights) for call, target in batch]).mean()
+            weights = values()
+            total = torch.stack([loss(index, weights) for index in next(order)]).mean()
             total.backward()  # type: ignore[no-untyped-call]
             _descend(learned, options, iteration)
             if _is_look(iteration, options):
@@ -104,6 +112,8 @@ def reconstruct(
 
 def _kept(value: Any) -> Any:
     """Return an argument as it was captured: a block fills the cache that it is given."""
+    if isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value):
+        return value
     return value if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
@@ -139,8 +149,14 @@ def _loss(output: Tensor, target: Tensor, loss: Loss) -> Tensor:
     return nn.functional.kl_div(inputs, targets, reduction="batchmean", log_target=True)
 
 
-def _values(learned: Mapping[str, LearnedRounding], starts: Mapping[str, RoundedWeight]) -> dict[str, Tensor]:
-    return {name: weight.value().to(starts[name].weight.dtype) for name, weight in learned.items()}
+def _transposed(module: nn.Module) -> set[str]:
+    """Return the names of parameters that layers hold as [in, out]."""
+    return {
+        f"{name}.{slot.parameter}".removeprefix(".")
+        for name, layer in quantized_layers(module)
+        if layer.weight_is_transposed
+        for slot in layer.weight_slots()
+    }
 
 
 def _batches(num_calls: int, options: ReconstructionOptions) -> Iterator[list[int]]:
@@ -194,7 +210,8 @@ def _weights_as_given(module: nn.Module, names: Mapping[str, Any]) -> Iterator[N
 
 
 def _check(
-    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    turned: Collection[str],
     starts: Mapping[str, RoundedWeight],
     calls: Sequence[CapturedCall],
     targets: Sequence[Tensor],
@@ -209,13 +226,13 @@ def _check(
             f"block reconstruction: {len(calls)} captured calls, of which held={options.held} judge the result; "
             "expected at least one more to train on"
         )
-    parameters = dict(module.named_parameters())
     unknown = [name for name in starts if name not in parameters]
     if unknown:
         raise CalibrationError(f"block reconstruction: the module has no parameters {listed(unknown)}")
     for name, start in starts.items():
-        if parameters[name].shape != start.weight.shape:
+        shape = start.weight.shape[::-1] if name in turned else start.weight.shape
+        if parameters[name].shape != shape:
             raise CalibrationError(
                 f"block reconstruction: {name} has shape {tuple(parameters[name].shape)}, "
-                f"its start {tuple(start.weight.shape)}"
+                f"its start {tuple(shape)}"
             )

@@ -42,6 +42,8 @@ class Calibration:
         block: As given.
         rows: What was done to each weight, JSON-ready, for the report.
         originals: The values of weights that changed.
+        unrounded: What weights were before an algorithm rounded them, fp32 [out, in] by `WeightProblem.name`, where it
+            knows. Which of the codes near to it a weight takes can be learned from there.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Calibration:
         self.quiet = quiet
         self.groups = tuple(tuple(group) for group in groups)
         self.rows: list[dict[str, Any]] = []
+        self.unrounded: dict[str, Tensor] = {}
         self._inputs = ExpertInputs(statistics, experts)
         self._left: set[str] = set()
         self.originals = originals

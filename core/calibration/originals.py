@@ -33,15 +33,16 @@ class Originals:
     def in_place(self, model: nn.Module) -> Iterator[None]:
         """Give the model its original weights, and no factors, for the time of a context: to look at data again."""
         quantizers = [quantizer for _, quantizer in tensor_quantizers(model)]
-        factors = [quantizer.pre_quant_scale for quantizer in quantizers]
+        names = ("pre_quant_scale", "low_rank_down", "low_rank_up")
+        factors = [(q, name, getattr(q, name)) for q in quantizers for name in names]
         self._exchange()
         try:
-            for quantizer in quantizers:
-                quantizer.pre_quant_scale = None
+            for quantizer, name, _ in factors:
+                setattr(quantizer, name, None)
             yield
         finally:
-            for quantizer, factor in zip(quantizers, factors, strict=True):
-                quantizer.pre_quant_scale = factor
+            for quantizer, name, factor in factors:
+                setattr(quantizer, name, factor)
             self._exchange()
 
     def _exchange(self) -> None:

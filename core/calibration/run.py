@@ -21,6 +21,7 @@ from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.calibration.given import NOTHING_GIVEN, Given
 from octavo.core.calibration.layerwise import Layerwise, blocks_of
 from octavo.core.calibration.max_scales import calibrate_max, uncalibrated
+from octavo.core.calibration.model_tail import ModelTail
 from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.run_log import RunLog
@@ -119,6 +120,13 @@ class _Stages:
             if block is not None and block.original is None and not block.targets:  # nothing needed the data
                 with collecting(self.model, {}):
                     block.run_all()
+            if (
+                block is not None
+                and block.original is not None
+                and not self._algorithms[0].needs().original_inputs
+            ):
+                with collecting(self.model, {}):  # before any weight changes
+                    run_block(block.module, block.original.inputs, block.arguments, block.original.outputs)
             calibration = Calibration(
                 self.model, self._groups, seen, self.originals, self.quiet, one.part, block, self._experts
             )
@@ -157,16 +165,17 @@ def _calibrate_layerwise(stages: _Stages, options: Layerwise, run: Callable[[], 
         )
     model, blocks, limit = stages.model, blocks_of(stages.model), options.memory_limit
     stages.calibrate(run, Part(without=tuple(blocks)))
-    inputs = ActivationStore(limit)
-    with collecting(model, {}):  # nothing is rounded
+    inputs, tail = ActivationStore(limit), ModelTail(model, list(blocks.values()))
+    with collecting(model, {}), tail.recording():  # nothing is rounded
         calls = capture_calls(blocks, run, inputs)
     originals, last = inputs, list(blocks)[-1]
     with evaluating(model):
         for name, module in track(list(blocks.items()), "calibrating blocks", stages.quiet):
             original = Stream(originals, ActivationStore(limit)) if stages.needs.original_inputs else None
             block = CalibratedBlock(
-                name, module, inputs, ActivationStore(limit), calls.others[name], original
-            )
+                name, module, inputs, ActivationStore(limit), calls.others[name], original,
+                tail if name == last and tail.leads_to_logits(len(inputs)) else None,
+            )  # fmt: skip
             stages.calibrate(block.run_all, Part(name), block)
             originals = block.targets if original is None else original.outputs
             inputs = originals

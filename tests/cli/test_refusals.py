@@ -70,12 +70,13 @@ def test_refused_before_any_work_exits_with_3(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preset_whose_algorithm_is_not_there_is_neither_planned_nor_run(
+def test_an_algorithm_that_is_not_there_is_neither_planned_nor_run(
     octavo_command: Run, tmp_path: Path
 ) -> None:
-    options = ("--preset", "INT8_SMOOTHQUANT_CFG")
-
-    message = f"algorithm 'smoothquant' is not available in this version of Octavo; available: {AVAILABLE}"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("include: [INT8_DEFAULT_CFG]\nalgorithm: lsq\n")
+    options = ("--recipe", recipe)
+    message = f"algorithm 'lsq' is not available in this version of Octavo; available: {AVAILABLE}"
 
     planned = octavo_command("plan", MODEL, *options)
     done = octavo_command("quantize", MODEL, *options, *DATA, "--out", tmp_path / "out")

@@ -19,6 +19,8 @@ class GptqResult:
 
     Attributes:
         weight: fp32 [out, in], values of the grid.
+        unrounded: fp32 [out, in]: what each value was before it was rounded, with the errors of the columns before it
+            made good. Rounded to nearest, it is `weight`.
         damping: Fraction of the Gram matrix's mean diagonal that was added to it; above the one asked for where
             the matrix was not positive definite with that.
         num_dead: Columns whose input was always zero; they were rounded to nearest.
@@ -27,6 +29,7 @@ class GptqResult:
     """
 
     weight: Tensor
+    unrounded: Tensor
     damping: float
     num_dead: int
     error_before: float
@@ -58,12 +61,10 @@ def gptq(
     """
     order = column_order(gram, act_order)
     found = feedback(gram[order][:, order], damping)
-    rounded = _round_columns(weight.T[order], grid.step.T[order], grid, found.factor, block)
-    result = torch.empty_like(weight).T
-    result[order] = rounded
-    result = result.T.contiguous()
+    columns = _round_columns(weight.T[order], grid.step.T[order], grid, found.factor, block)
+    result, unrounded = (_in_place(rows, order) for rows in columns)
     before, after = (float(gram_error(new - weight, gram).sum()) for new in (grid.round(weight), result))
-    return GptqResult(result, found.damping, found.num_dead, before, after)
+    return GptqResult(result, unrounded, found.damping, found.num_dead, before, after)
 
 
 def column_order(gram: Tensor, act_order: bool) -> Tensor:
@@ -73,8 +74,21 @@ def column_order(gram: Tensor, act_order: bool) -> Tensor:
     return torch.arange(len(gram), device=gram.device)
 
 
-def _round_columns(rows: Tensor, steps: Tensor, grid: Grid, factor: Tensor, block: int) -> Tensor:
-    """Round the rows of a transposed weight [in, out] in turn; contiguous rows are what makes this quick."""
+def _in_place(rows: Tensor, order: Tensor) -> Tensor:
+    """Return the weight [out, in] whose columns these rows are, in this order."""
+    result = torch.empty_like(rows)
+    result[order] = rows
+    return result.T.contiguous()
+
+
+def _round_columns(
+    rows: Tensor, steps: Tensor, grid: Grid, factor: Tensor, block: int
+) -> tuple[Tensor, Tensor]:
+    """Round the rows of a transposed weight [in, out] in turn; contiguous rows are what makes this quick.
+
+    Returns:
+        The rows rounded, and as they were just before.
+    """
     rows, result = rows.clone(), torch.empty_like(rows)
     for start in range(0, len(rows), block):
         stop = min(start + block, len(rows))
@@ -85,4 +99,4 @@ def _round_columns(rows: Tensor, steps: Tensor, grid: Grid, factor: Tensor, bloc
             rows[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
             errors[i - start] = error
         rows[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    return result
+    return result, rows

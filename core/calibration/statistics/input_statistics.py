@@ -133,6 +133,9 @@ class InputStatistics:
         if self._gram is not None:
             self._gram = self._gram * factor * factor[:, None]
         self._rows = [rows * factor for rows in self._rows]
+        self.block_amax_counts = torch.zeros_like(
+            self.block_amax_counts
+        )  # cannot be known without the tokens
 
     def mean_abs(self) -> Tensor:
         """Return the mean magnitude of each channel over all tokens, fp32 [in]."""

@@ -87,8 +87,8 @@ def test_the_unrounded_model_computes_what_it_did(kind: str, makers: set[str]) -
 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert folded_into(model) == makers
-    octavo.unquantize(model)
-    torch.testing.assert_close(model(batches[0]).logits, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(octavo.ModeError, match="calibration gave [0-9]+ weights other values"):
+        octavo.unquantize(model)
     changed = {
         n.split(".")[-2] for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])
     }

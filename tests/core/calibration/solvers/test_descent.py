@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.solver_problems import FORMATS, problem
-from octavo.core.calibration.solvers.descent import descend
+from octavo.core.calibration.solvers.descent import descend, unrounded_optimum
 from octavo.core.calibration.solvers.gptq import gptq
 from octavo.core.calibration.solvers.grid import Grid, amax_state
 from octavo.core.calibration.solvers.objective import gram_error
@@ -35,6 +35,19 @@ def test_ends_where_no_single_change_helps() -> None:
             other = result.clone()
             other[:, column] = code * grid.step[:, column]
             assert (gram_error(other - weight, gram) >= least * (1 - 1e-5)).all()
+
+
+def test_values_before_rounding_are_the_best_ones_beside_the_others_and_round_to_the_result() -> None:
+    weight, gram = problem()
+    grid = Grid.of(amax_state(weight, FORMATS["int4"]), FORMATS["int4"], (24, 80))
+    result = descend(weight, grid.round(weight), gram, grid, sweeps=100)
+    found = unrounded_optimum(result, weight, gram)
+    assert torch.equal(grid.round(found), result)
+    for column in (0, 41):
+        moved = result.clone()
+        moved[:, column] = found[:, column]
+        slope = ((moved - weight) @ gram)[:, column]  # of the error, by the column's values
+        assert slope.abs().max() < 1e-4 * (weight @ gram).abs().max()
 
 
 def test_dead_columns_stay() -> None:

@@ -39,6 +39,7 @@ def test_equals_the_plain_reference(name: str, act_order: bool) -> None:
     expected = column_by_column(weight, gram, grid, act_order, 0.01)
     assert float((result.weight - expected).norm() / expected.norm()) < 1e-5
     assert torch.equal(result.weight, grid.round(result.weight))
+    assert torch.equal(result.weight, grid.round(result.unrounded))
     assert result.error_after < result.error_before
     tokens_error = torch.einsum("oi,ij,oj->", result.weight - weight, gram, result.weight - weight)
     assert math.isclose(result.error_after, float(tokens_error), rel_tol=1e-4)
