@@ -87,7 +87,7 @@ def test_the_unrounded_model_computes_what_it_did(kind: str, makers: set[str]) -
 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert folded_into(model) == makers
-    with pytest.raises(octavo.ModeError, match="calibration gave [0-9]+ weights other values"):
+    with pytest.raises(octavo.ModeError, match=r"calibration gave [0-9]+ weights other values"):
         octavo.unquantize(model)
     changed = {
         n.split(".")[-2] for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])
