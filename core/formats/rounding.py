@@ -31,7 +31,9 @@ def round_to_grid(x: Tensor, element: ElementType, ties: Ties = "even") -> Tenso
         return x.round().clamp_(element.min, element.max).add_(0.0)  # integers have no −0
     x = x.clamp(element.min, element.max)
     is_native = element.name in _NATIVE_FLOATS
-    if ties == "even" and is_native and x.device.type != "cpu":  # one kernel there; slower than arithmetic here
+    if (
+        ties == "even" and is_native and x.device.type != "cpu"
+    ):  # one kernel there; slower than arithmetic here
         return x.to(_NATIVE_FLOATS[element.name]).float()
     if ties == "even":
         return _round_to_even(x if is_native else x.add_(0.0), element)
