@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import statistics
-import sys
+import argparse
 
 import torch
 import workload
+from torch import nn
 
 
 def main() -> None:
     import modelopt
     import modelopt.torch.quantization as mtq
 
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--case", required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    presets, repeats = sys.argv[1].split(","), int(sys.argv[2])
-    base, rows = workload.model(), []
-    for preset in presets:
-        ratios, seconds = [], []
-        for _ in range(repeats):
-            model = copy.deepcopy(base)
-            plain = workload.cpu_seconds(lambda: workload.forward_loop(base))
-            config = getattr(mtq, preset)
-            spent = workload.cpu_seconds(lambda: mtq.quantize(model, config, workload.forward_loop))  # noqa: B023
-            ratios.append(spent / plain)
-            seconds.append(spent)
-        rows.append(
-            {
-                "tool": f"modelopt {modelopt.__version__}",
-                "preset": preset,
-                "passes": statistics.median(ratios),
-                "cpu_seconds": statistics.median(seconds),
-            }
-        )
-    print(json.dumps(rows))
+    case = workload.CASES[options.case]
+    config = case.config(getattr(mtq, case.preset))
+
+    def quantize(model: nn.Module) -> nn.Module:
+        return mtq.quantize(model, config, workload.forward_loop)  # type: ignore[no-any-return]
+
+    # Its FP4 formats do not run on a CPU, so that quantized forward passes are left out.
+    workload.measure(
+        f"modelopt {modelopt.__version__}", options.case, quantize, options.repeats, forward=False
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """What post-training quantization costs, in plain forward passes over the calibration data (CPU time, one thread).
 
-Run: python benchmarks/ptq_cost.py [--json] [--repeats N] [--peer PYTHON]
+Run: python benchmarks/ptq_cost.py [--json] [--repeats N] [--cases GLOBS] [--peer PYTHON]
 
 --peer names the Python of an environment with nvidia-modelopt[hf]==0.47.0, transformers==5.14.* and torch==2.13.0;
 its rows come from the same run, on the same model and data. Every repeat measures a plain pass beside it, and the
-median ratio is reported. Correctness is checked first: every scale must equal a direct computation's.
+median ratio is reported; a quantized forward pass is measured the same way. Each case has a process of its own, whose
+megabytes are the memory that quantizing took. Correctness is checked first: every scale must equal a direct
+computation's. The cases are in workload.py; one whose algorithm this version does not have is left out, and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import fnmatch
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -25,15 +27,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import octavo
+from octavo.core.calibration.algorithms import algorithms_of
 
-PRESETS = ("FP8_DEFAULT_CFG", "INT8_DEFAULT_CFG", "NVFP4_DEFAULT_CFG")
-PEER_PRESETS = PRESETS
-SEARCHES = (
-    "INT8_SMOOTHQUANT_CFG",
-    "INT4_AWQ_CFG",
-    "INT4_AWQ_CFG with awq_full",
-    "NVFP4_SVDQUANT_DEFAULT_CFG",
-)
+PEER = str(Path(__file__).with_name("peer_modelopt.py"))
 
 
 def main() -> None:
@@ -42,34 +38,58 @@ def main() -> None:
     )
     arguments.add_argument("--json", action="store_true")
     arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--cases", default="*", help="globs, separated by commas")
     arguments.add_argument("--peer", help="Python with ModelOpt")
+    arguments.add_argument("--case", help=argparse.SUPPRESS)  # of a process of its own
     options = arguments.parse_args()
     torch.set_num_threads(1)
-    base = workload.model()
-    check(base)
-    rows = [measure(base, preset, options.repeats) for preset in (*PRESETS, *SEARCHES)]
+    if options.case is not None:
+        measure(options.case, options.repeats)
+        return
+    check(workload.model())
+    globs = options.cases.split(",")
+    cases = [case for case in workload.CASES if any(fnmatch.fnmatch(case, glob) for glob in globs)]
+    rows = [
+        row for case in cases if is_available(case) for row in run(sys.executable, __file__, case, options)
+    ]
     if options.peer is not None:
-        rows += run_peer(options.peer, options.repeats)
-    if options.json:
+        peers = [case for case in cases if workload.CASES[case].peer]
+        rows += [row for case in peers for row in run(options.peer, PEER, case, options)]
+    print_rows(rows, options.json)
+
+
+def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
         print(json.dumps(rows, indent=2))
         return
     table = Table(title="post-training quantization, 29 M fp32 Llama, 16 x 512 tokens, one thread")
-    for column in ("tool", "preset", "plain passes", "CPU s"):
+    for column in ("tool", "case", "plain passes", "CPU s", "MB", "quantized forward"):
         table.add_column(column)
     for row in rows:
-        table.add_row(row["tool"], row["preset"], f"{row['passes']:.3f}", f"{row['cpu_seconds']:.2f}")
-    Console().print(table)
+        forward = row.get("forward_passes")
+        table.add_row(
+            row["tool"],
+            row["case"],
+            f"{row['passes']:.3f}",
+            f"{row['cpu_seconds']:.2f}",
+            f"{row['megabytes']:.0f}",
+            "-" if forward is None else f"{forward:.2f}",
+        )
+    Console(width=100).print(table)
 
 
-def config_named(name: str) -> dict[str, Any]:
-    """Return a preset, with another algorithm after `with`; INT4 in groups of 32, which divide the model's widths."""
-    preset, _, algorithm = name.partition(" with ")
-    config = octavo.merge_configs(preset)
-    for rule in config["quant_cfg"]:
-        attributes = rule.get("cfg")
-        if isinstance(attributes, dict) and attributes["num_bits"] == 4:
-            attributes["block_sizes"][-1] = 32
-    return {**config, "algorithm": algorithm} if algorithm else config
+def config_of(case: str) -> dict[str, Any]:
+    chosen = workload.CASES[case]
+    return chosen.config(octavo.preset(chosen.preset))
+
+
+def is_available(case: str) -> bool:
+    try:
+        algorithms_of(config_of(case)["algorithm"])
+    except (octavo.ConfigError, octavo.UnsupportedError) as error:
+        print(f"{case}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def check(base: nn.Module) -> None:
@@ -96,33 +116,24 @@ def check(base: nn.Module) -> None:
             sys.exit(f"{name}: maxima {found} differ from {expected[name]} and {layer.weight.abs().max()}")
 
 
-def measure(base: nn.Module, preset: str, repeats: int) -> dict[str, Any]:
-    """Quantize fresh copies and return the median cost."""
-    config, batches = config_named(preset), workload.data()
-    octavo.quantize(copy.deepcopy(base), config, batches[:1], quiet=True)  # imports and caches
-    ratios, seconds = [], []
-    for _ in range(repeats):
-        model = copy.deepcopy(base)
-        plain = workload.cpu_seconds(lambda: workload.forward_loop(base))
-        spent = workload.cpu_seconds(lambda: octavo.quantize(model, config, batches, quiet=True))  # noqa: B023
-        ratios.append(spent / plain)
-        seconds.append(spent)
-    return {
-        "tool": f"octavo {octavo.__version__}",
-        "preset": preset,
-        "passes": statistics.median(ratios),
-        "cpu_seconds": statistics.median(seconds),
-    }
+def measure(case: str, repeats: int) -> None:
+    """Print the row of a case."""
+    config, batches = config_of(case), workload.data()
+
+    def quantize(model: nn.Module) -> nn.Module:
+        return octavo.quantize(model, config, batches, quiet=True)
+
+    workload.measure(f"octavo {octavo.__version__}", case, quantize, repeats, forward=True)
 
 
-def run_peer(python: str, repeats: int) -> list[dict[str, Any]]:
-    """Return ModelOpt's rows."""
-    script = Path(__file__).with_name("peer_modelopt.py")
-    command = [python, str(script), ",".join(PEER_PRESETS), str(repeats)]
+def run(python: str, script: str, case: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the row of a case, measured by a process of its own; none, with a word, where that fails."""
+    command = [python, script, "--case", case, "--repeats", str(options.repeats)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        sys.exit(f"the peer failed:\n{result.stderr[-2000:]}")
-    return json.loads(result.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        print(f"{case}, {python} failed:\n{result.stderr[-1000:]}", file=sys.stderr)
+        return []
+    return [json.loads(result.stdout.splitlines()[-1])]
 
 
 if __name__ == "__main__":

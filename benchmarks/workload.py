@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import resource
+import statistics
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 SAMPLES, TOKENS, VOCABULARY = 16, 512, 8192
+
+
+class Case(NamedTuple):
+    """What is measured: a preset, with another block length or algorithm."""
+
+    preset: str
+    block: int | None = None
+    algorithm: Any = None
+    peer: bool = True
+
+    def config(self, preset: dict[str, Any]) -> dict[str, Any]:
+        """Return the preset, changed; any tool's that has ModelOpt's form."""
+        changed = copy.deepcopy(preset)
+        for entry in changed["quant_cfg"]:
+            if self.block and entry["quantizer_name"] == "*weight_quantizer":
+                entry["cfg"]["block_sizes"][-1] = self.block
+        return changed if self.algorithm is None else changed | {"algorithm": self.algorithm}
+
+
+CASES = {
+    "FP8": Case("FP8_DEFAULT_CFG"),
+    "INT8": Case("INT8_DEFAULT_CFG"),
+    "INT8 SmoothQuant": Case("INT8_SMOOTHQUANT_CFG"),
+    "NVFP4": Case("NVFP4_DEFAULT_CFG"),
+    "NVFP4 SVDQuant": Case("NVFP4_SVDQUANT_DEFAULT_CFG"),
+    "INT4 g32 AWQ-lite": Case("INT4_AWQ_CFG", 32),
+    "INT4 g32 AWQ-full": Case("INT4_AWQ_CFG", 32, {"method": "awq_full", "alpha_step": 0.1}),
+    "INT4 g32 GPTQ": Case("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32, "gptq"),
+    "INT4 g32 compensate": Case("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32, "compensate", peer=False),
+}
 
 
 def model() -> nn.Module:
@@ -47,3 +82,36 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def measure(
+    tool: str, case: str, quantize: Callable[[nn.Module], nn.Module], repeats: int, forward: bool
+) -> None:
+    """Print a row as JSON: the cost of quantizing fresh copies, in plain passes, and of a quantized pass.
+
+    Megabytes are those by which the first call raises the most memory that the process ever had, so that a process
+    measures one case.
+    """
+    base = model()
+    copies = copy.deepcopy(base)
+    forward_loop(base)
+    before = peak_megabytes()
+    quantized = quantize(copies)  # imports and caches, too
+    megabytes = peak_megabytes() - before
+    passes, seconds, forwards = [], [], []
+    for _ in range(repeats):
+        copies = copy.deepcopy(base)
+        plain = cpu_seconds(lambda: forward_loop(base))
+        spent = cpu_seconds(lambda: quantize(copies))  # noqa: B023
+        passes.append(spent / plain)
+        seconds.append(spent)
+        if forward:
+            forwards.append(cpu_seconds(lambda: forward_loop(quantized)) / plain)
+    row = {"tool": tool, "case": case, "passes": statistics.median(passes), "megabytes": megabytes}
+    row |= {"cpu_seconds": statistics.median(seconds)}
+    print(json.dumps(row | ({"forward_passes": statistics.median(forwards)} if forwards else {})))
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.core.errors import ShapeError
 from octavo.core.formats.granularity import PerTensor, keepdim_shape, unblocked
 from octavo.core.formats.packing import pack, packed_length, unpack
+from octavo.core.formats.pieces import pieces
 from octavo.core.formats.rounding import decode, encode, round_to_grid
 from octavo.core.formats.scales import Scales, beside, scales_from_amax, step_from_stored
 from octavo.core.formats.spec import QuantSpec
@@ -43,9 +44,19 @@ def compute_amax(x: Tensor, spec: QuantSpec) -> Tensor:
     if isinstance(spec.granularity, PerTensor):
         low, high = torch.aminmax(x)  # one pass and no temporary of the size of x
         return torch.maximum(low.abs(), high.abs()).float()
-    magnitude = spec.granularity.blocked(x).abs()
+    view = spec.granularity.blocked(x)
     dims = spec.granularity.reduced_dims(x.dim())
-    return (magnitude.amax(dims) if dims else magnitude).reshape(shape).float()
+    amax = view.new_empty(keepdim_shape(spec.granularity, x.shape), dtype=torch.float32)
+    for part, largest in pieces([view, amax], whole=dims):
+        largest.copy_(_largest(part.abs(), dims) if dims else part.abs())
+    return amax.reshape(shape)
+
+
+def _largest(magnitudes: Tensor, dims: tuple[int, ...]) -> Tensor:
+    if magnitudes.dtype != torch.float32:
+        return magnitudes.amax(dims, keepdim=True)
+    # Bits of numbers without a sign are ordered as the numbers, NaN last; integers are compared twice as fast.
+    return magnitudes.view(torch.int32).amax(dims, keepdim=True).view(torch.float32)
 
 
 def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
@@ -60,9 +71,15 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor
         Tensor of the shape and dtype of `x`, equal bit for bit to `dequantize(*quantize(x, state, spec), …)`.
         NaN stays NaN here, and has no code in most formats: weights with NaN are refused before this.
     """
-    grid, scales = _grid(x, state, spec)
-    values = grid * scales.step.reshape(keepdim_shape(spec.granularity, x.shape))
-    return unblocked(values, spec.granularity, x.shape).to(x.dtype)
+    scales = scales_from_amax(*_amax(x, state, spec), spec)
+    view = spec.granularity.blocked(x)
+    values = view.new_empty(view.shape)
+    keepdim = keepdim_shape(spec.granularity, x.shape)
+    factors = [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
+    for part, result, *factor in pieces([view, values, *factors]):
+        grid = round_to_grid(_in_steps(part, spec, *factor), spec.element_type, spec.ties)
+        result.copy_(grid.mul_(factor[0]))
+    return unblocked(values, spec.granularity, x.shape)
 
 
 def quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Quantized:
@@ -151,8 +168,13 @@ def _steps(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor,
     """Return the blocked view of `x` in units of its steps, fp32, and the scales."""
     scales = scales_from_amax(*_amax(x, state, spec), spec)
     keepdim = keepdim_shape(spec.granularity, x.shape)
-    view = spec.granularity.blocked(x).float()
-    if scales.inverse is not None:
-        return view * scales.inverse.reshape(keepdim), scales
-    steps = view / scales.step.reshape(keepdim)
-    return steps.to(x.dtype).float() if spec.arithmetic == "divide_native" else steps, scales
+    factors = [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
+    return _in_steps(spec.granularity.blocked(x), spec, *factors), scales
+
+
+def _in_steps(view: Tensor, spec: QuantSpec, step: Tensor, inverse: Tensor | None = None) -> Tensor:
+    """Return a blocked view in units of its steps, fp32."""
+    if inverse is not None:
+        return view.float() * inverse
+    steps = view.float() / step
+    return steps.to(view.dtype).float() if spec.arithmetic == "divide_native" else steps
