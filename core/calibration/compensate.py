@@ -41,6 +41,8 @@ class Compensate(Algorithm):
         sweeps: Passes of coordinate descent over all columns, at most.
         compensate_inputs: Make good what earlier layers lost. Off: only round for the inputs that there will be.
         compensate_residual: Make good what the residual stream has lost.
+        share_of_rounded_inputs: How much of it to make good where inputs are rounded themselves, 0 to 1. All of it
+            gives the least error of each layer, and a larger one of the model.
     """
 
     method: ClassVar[str] = "compensate"
@@ -49,6 +51,7 @@ class Compensate(Algorithm):
     sweeps: int = Field(default=4, ge=0, strict=True)
     compensate_inputs: bool = Field(default=True, strict=True)
     compensate_residual: bool = Field(default=True, strict=True)
+    share_of_rounded_inputs: float = Field(default=0.5, ge=0, le=1, strict=True)
     # Which layers write to a sum, and who reads it: {(class of block, name inside): reader, or None}.
     _sums: dict[tuple[type, str], str | None] = PrivateAttr(default_factory=dict)
 

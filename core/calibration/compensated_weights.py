@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from octavo.core.calibration.calibration import Calibration
 from octavo.core.calibration.group_statistics import GroupStatistics
 from octavo.core.calibration.solvers.compensation import compensated
+from octavo.core.calibration.solvers.descent import unrounded_optimum
 from octavo.core.calibration.solvers.grid import Grid, static
 from octavo.core.calibration.solvers.rounding import best_rounding, scales_are_of_rows
 from octavo.core.calibration.weight_problem import WeightProblem
@@ -39,8 +41,8 @@ def round_group(
             calibration.report(problem, options.method, chosen="max", reason="no token reached it")
         return
     for joined in _joinable(problems):
-        for problem, rounded, state in _solved(joined, statistics, statistics.gram, options):
-            _set_better(calibration, problem, statistics, rounded, state, options.method)
+        for solved in _solved(joined, statistics, statistics.gram, options):
+            _set_better(calibration, solved, statistics, options.method)
 
 
 def _joinable(problems: Sequence[WeightProblem]) -> Iterator[list[WeightProblem]]:
@@ -55,34 +57,42 @@ def _joinable(problems: Sequence[WeightProblem]) -> Iterator[list[WeightProblem]
     yield from joined.values()
 
 
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """A weight's rounded values and their state, and what they would best be, were they not rounded."""
+
+    problem: WeightProblem
+    rounded: Tensor
+    state: State
+    unrounded: Tensor
+
+
 def _solved(
     problems: list[WeightProblem], statistics: GroupStatistics, gram: Tensor, options: Compensate
-) -> Iterator[tuple[WeightProblem, Tensor, State]]:
+) -> Iterator[_Solved]:
     weights = [problem.weight() for problem in problems]
     target = weight = torch.cat(weights)
     missing = statistics.missing(weight) if problems[0].index is None else None
     if missing is not None:
-        target = compensated(weight, gram, missing, damping=options.damping)
+        share = 1.0 if problems[0].inputs is None else options.share_of_rounded_inputs
+        target = compensated(weight, gram, missing, damping=options.damping, share=share)
     spec = static(problems[0].spec)
     state = {**problems[0].state(), "amax": compute_amax(target, spec)}
     rounded, state = best_rounding(target, gram, state, spec, damping=options.damping, sweeps=options.sweeps)
+    damped = gram.clone()
+    damped.diagonal().add_(options.damping * gram.diagonal().mean())
+    unrounded = unrounded_optimum(rounded, target, damped)
     if len(problems) == 1:
-        yield problems[0], rounded, state
+        yield _Solved(problems[0], rounded, state, unrounded)
         return
     rows = [len(part) for part in weights]
-    parts, amax_parts = rounded.split_with_sizes(rows), state["amax"].split_with_sizes(rows)
-    for problem, part, amax in zip(problems, parts, amax_parts, strict=True):
-        yield problem, part, {**state, "amax": amax}
+    split = [tensor.split_with_sizes(rows) for tensor in (rounded, state["amax"], unrounded)]
+    for problem, part, amax, before in zip(problems, *split, strict=True):
+        yield _Solved(problem, part, {**state, "amax": amax}, before)
 
 
-def _set_better(
-    calibration: Calibration,
-    problem: WeightProblem,
-    statistics: GroupStatistics,
-    rounded: Tensor,
-    state: State,
-    method: str,
-) -> None:
+def _set_better(calibration: Calibration, solved: _Solved, statistics: GroupStatistics, method: str) -> None:
+    problem, rounded, state = solved.problem, solved.rounded, solved.state
     weight, nearest_state = problem.weight(), problem.state()
     grid = Grid.of(nearest_state, static(problem.spec), (weight.shape[0], weight.shape[1]))
     nearest = grid.round(weight)
@@ -90,6 +100,8 @@ def _set_better(
     is_worse = not bool(error <= error_of_nearest)  # also where it is NaN
     problem.set_state(nearest_state if is_worse else state)
     calibration.set_weight(problem, nearest if is_worse else rounded)
+    if not is_worse:
+        calibration.unrounded[problem.name] = solved.unrounded
     calibration.report(
         problem,
         method,

@@ -12,6 +12,7 @@ from torch import Tensor
 from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.gptq_group import GptqGroup, GptqOptions
 from octavo.core.calibration.output_quality import OutputQuality
+from octavo.core.calibration.solvers.descent import unrounded_optimum
 from octavo.core.calibration.solvers.grid import static
 from octavo.core.calibration.statistics import Needs
 from octavo.core.calibration.weight_problem import WeightProblem
@@ -127,6 +128,11 @@ class Gptq(Algorithm):
             **quality.ratios(weight),
             **({"fallback": _WORSE} if is_worse else {}),
         )
+        if not is_worse and calibration.block is not None:  # of a whole model they would not fit
+            damped = gram + notes["damping"] * gram.diagonal().mean() * torch.eye(
+                len(gram), device=gram.device
+            )
+            calibration.unrounded[problem.name] = unrounded_optimum(weight, problem.weight(), damped)
         problem.set_state(state)
         if not is_worse:
             calibration.set_weight(problem, weight)

@@ -62,12 +62,13 @@ def run_original(block: CalibratedBlock, readers: Sequence[GroupReader]) -> list
     original = block.original
     limit = original.inputs.limit // max(2 * len(readers), 1)  # for `inputs` and `rests`
     found = {reader: OriginalInputs(reader, limit) for reader in readers}
+    is_first = not original.outputs
 
     def see(index: int, output: Tensor | None) -> None:
         hidden = original.inputs[index]
         for group in found.values():
             group.add_call(hidden.numel() // hidden.shape[-1])
-        if output is not None:
+        if output is not None and is_first:
             original.outputs.append(output)
 
     order = read_calls(block, original.inputs, readers, see, silent=quantizers_of(block))
