@@ -78,3 +78,22 @@ def test_moe(run: Runner) -> None:
 
     assert "model.layers.0.mlp.experts: tokens per expert" in lines[0]
     assert lines[-1].endswith("read back equal: True")
+
+
+def test_accuracy_table_shows_that_searching_scales_helps(run: Runner) -> None:
+    rows = json.loads(run("examples/accuracy_table.py", "--json"))
+    kl = {(row["format"].split(",")[0], row["algorithm"]): row["kl"] for row in rows}
+
+    assert len(kl) == len(rows) == 5
+    assert kl["INT8", "max"] < kl["INT4", "mse"] < kl["INT4", "max"]
+    assert kl["NVFP4", "mse"] < kl["NVFP4", "max"]
+    assert all(row["perplexity"] > row["perplexity_base"] for row in rows)
+
+
+def test_calibrate_once_runs_no_data_for_any_format(run: Runner) -> None:
+    first, _, _, *rows = run("examples/calibrate_once.py").splitlines()
+
+    tokens = int(first.removeprefix("statistics: ").split()[0])
+    probed = [int(row.split("|")[2]) for row in rows]
+    assert len(rows) == 5
+    assert max(probed) <= 16 < tokens / 100, "a probe of a few tokens, not the data"
