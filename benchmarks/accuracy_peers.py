@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -71,9 +72,11 @@ def run_peer(
 ) -> Iterator[Row]:
     """Run a peer's rows on the test text, one process with one thread, and yield them."""
     out = scratch / f"{tool}-{model.name}.jsonl"
+    harness, model, texts = harness.resolve(), model.resolve(), texts.resolve()
     command = [python, str(harness / TOOLS[tool]), str(model), "--train", str(texts / "train_sample.txt")]
     command += ["--val", str(texts / "val.jsonl"), "--out", str(out), "--rows", globs, "--seeds", seeds]
-    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+    alone = {**os.environ, "PYTHONPATH": str(harness.resolve())}  # its modules, and none of ours
+    done = subprocess.run(command, cwd=scratch, env=alone, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{tool} failed:\n{done.stderr[-2000:]}")
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}

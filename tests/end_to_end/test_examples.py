@@ -100,3 +100,22 @@ def test_bert(run: Runner) -> None:
         assert row["read_back_equal"]
         assert row["accuracy_base"] >= 0.55, "it has learned something in 40 steps, where 0.5 is guessing"
         assert row["changed"] <= 0.05 * row["pairs"], "eight bits change few answers"
+
+
+def test_accuracy_table_shows_that_searching_scales_helps(run: Runner) -> None:
+    rows = json.loads(run("examples/accuracy_table.py", "--json"))
+    kl = {(row["format"].split(",")[0], row["algorithm"]): row["kl"] for row in rows}
+
+    assert len(kl) == len(rows) == 5
+    assert kl["INT8", "max"] < kl["INT4", "mse"] < kl["INT4", "max"]
+    assert kl["NVFP4", "mse"] < kl["NVFP4", "max"]
+    assert all(row["perplexity"] > row["perplexity_base"] for row in rows)
+
+
+def test_calibrate_once_runs_no_data_for_any_format(run: Runner) -> None:
+    first, _, _, *rows = run("examples/calibrate_once.py").splitlines()
+
+    tokens = int(first.removeprefix("statistics: ").split()[0])
+    probed = [int(row.split("|")[2]) for row in rows]
+    assert len(rows) == 5
+    assert max(probed) <= 16 < tokens / 100, "a probe of a few tokens, not the data"
