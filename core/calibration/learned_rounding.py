@@ -26,6 +26,8 @@ from octavo.core.calibration.weight_problem import WeightProblem
 if TYPE_CHECKING:
     from octavo.core.calibration.calibration import Calibration
 
+_START_STAYS = "the codes it started from: none that training found did better on the batches that judge"
+
 
 class LearnRounding(Algorithm):
     """How long and how boldly each block is trained, on what the quantized blocks before it return.
@@ -113,7 +115,7 @@ class LearnRounding(Algorithm):
                 start=report.start,
                 best=report.held,
                 iteration=report.iteration,
-                fallback=report.iteration == 0,
+                fallback=_START_STAYS if report.iteration == 0 else None,
             )
 
 

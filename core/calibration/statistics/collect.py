@@ -142,9 +142,8 @@ def _watched(model: nn.Module, sites: Sequence[Site], quiet: bool) -> Iterator[l
     try:
         for site in sites:
             try:
-                swap_with(
-                    site.name, site.layer, site.quantized, dict.fromkeys(site.quantized.quantizer_names, ())
-                )
+                off = dict.fromkeys(site.quantized.constant_names(), ())
+                swap_with(site.name, site.layer, site.quantized, off)
                 watched.append(site)
             except (ModeError, UnsupportedError) as error:  # a config may exclude it
                 say(f"warning: no statistics of {site.name}: {error}", quiet)

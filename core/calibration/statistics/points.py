@@ -43,7 +43,7 @@ class Points:
         self.collection = collection
         first = {name: group[0] for group in groups for name in group}
         for site in sites:
-            for quantizer in site.quantized.quantizer_names:
+            for quantizer in site.quantized.constant_names():
                 if quantizer in site.weight_quantizers() or (quantizer == _OUTPUT and not collection.outputs):
                     continue
                 shared = first.get(site.name) if quantizer == _SHARED.inputs else None

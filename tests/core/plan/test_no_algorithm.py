@@ -93,7 +93,7 @@ def test_the_older_form_without_a_default(more: dict[str, Any], expected: tuple[
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "named"), [("awq_lite", "awq_lite"), ("mxa", "mxa"), ({"method": "max", "x": 1}, "x")]
+    ("algorithm", "named"), [("lsq", "lsq"), ("mxa", "mxa"), ({"method": "max", "x": 1}, "x")]
 )
 def test_an_algorithm_that_cannot_run(algorithm: Any, named: str) -> None:
     with pytest.raises(OctavoError, match=named):

@@ -69,9 +69,9 @@ def test_a_folder_with_neither_file_is_not_ours(tmp_path: Path) -> None:
             {"quant_algo": "MIXED_PRECISION", "quantized_layers": {MLP: {"quant_algo": "FP9"}}},
             "^{directory}: unknown quant_algo 'FP9'",
         ),
-        ({"quant_algo": "W4A8_AWQ"}, "^{directory}: unknown quant_algo 'W4A8_AWQ'"),
+        ({"quant_algo": "W2A8_AWQ"}, "^{directory}: unknown quant_algo 'W2A8_AWQ'"),
     ],
-    ids=["unknown", "null", "no layers", "a layer is missing", "a layer is unknown", "not read yet"],
+    ids=["unknown", "null", "no layers", "a layer is missing", "a layer is unknown", "near"],
 )
 def test_algorithms(quantization: dict[str, Any], message: str, directory: Path) -> None:
     with_json(directory / "hf_quant_config.json", lambda data: data["quantization"].update(quantization))

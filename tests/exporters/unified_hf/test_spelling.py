@@ -24,6 +24,9 @@ LAYOUTS = {
     "W8A8_SQ_PER_CHANNEL": {"weight": (I8, (256, 384)), "weight_scale": (F32, (256,))},
     "W8A16": {"weight": (I8, (256, 384)), "weight_scale": (F32, (256,))},
     "W4A16_AWQ": {"weight": (U8, (128, 384)), "weight_scale": (F32, (256, 12))},
+    "W4A8_AWQ": {"weight": (U8, (128, 384)), "weight_scale": (F32, (256, 12))},
+    "NVFP4_AWQ": {"weight": (U8, (256, 192)), "weight_scale": (E4M3, (256, 24)), "weight_scale_2": (F32, ())},
+    "NVFP4_SVD": {"weight": (U8, (256, 192)), "weight_scale": (E4M3, (256, 24)), "weight_scale_2": (F32, ())},
     "NVFP4": {"weight": (U8, (256, 192)), "weight_scale": (E4M3, (256, 24)), "weight_scale_2": (F32, ())},
     "W4A16_NVFP4": {
         "weight": (U8, (256, 192)),
