@@ -55,6 +55,13 @@ def algorithms_of(algorithm: Any) -> list[Algorithm]:
     return [_configured(chosen, {key: value for key, value in options.items() if key != "method"})]
 
 
+def known_algorithms() -> dict[str, str]:
+    """Return {method: `module:Class`} of our own algorithms and of those that plugins bring."""
+    from octavo.core.plugins import plugins
+
+    return ALGORITHMS | plugins().calibration_algorithms()
+
+
 def algorithm_named(name: Any) -> type[Algorithm]:
     """Return the class of an algorithm.
 
@@ -62,17 +69,18 @@ def algorithm_named(name: Any) -> type[Algorithm]:
         ConfigError: there is none of that name.
         UnsupportedError: it is known and not available in this version.
     """
+    known = known_algorithms()
     if name in _DECLARED:
-        available = ", ".join(sorted(ALGORITHMS))
+        available = ", ".join(sorted(known))
         raise UnsupportedError(
             f"algorithm {name!r} is not available in this version of Octavo; available: {available}"
         )
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        known = [*ALGORITHMS, *_DECLARED]
+    if not isinstance(name, str) or name not in known:
+        names = [*known, *_DECLARED]
         raise ConfigError(
-            f"unknown algorithm {name!r}; known: {', '.join(known)}.{nearest(str(name), known)}"
+            f"unknown algorithm {name!r}; known: {', '.join(names)}.{nearest(str(name), names)}"
         )
-    module, _, class_name = ALGORITHMS[name].partition(":")
+    module, _, class_name = known[name].partition(":")
     return cast("type[Algorithm]", getattr(import_module(module), class_name))
 
 

@@ -60,10 +60,11 @@ def support() -> list[tuple[str, ...]]:
 
     `yes`, `max` (weights keep the scales that they have, and the report says so) or `-` (refused).
     """
-    from octavo.core.calibration.algorithms import ALGORITHMS, algorithm_named
+    from octavo.core.calibration.algorithms import algorithm_named, known_algorithms
 
     return [
-        (name, *(_cell(algorithm_named(name), family) for family in FAMILIES)) for name in sorted(ALGORITHMS)
+        (name, *(_cell(algorithm_named(name), family) for family in FAMILIES))
+        for name in sorted(known_algorithms())
     ]
 
 

@@ -81,6 +81,11 @@ def exporters() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def calibration_algorithms() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Return {method: `package.module:Class`} of `core.calibration.algorithm.Algorithm` classes. Called at loading."""
+
+
+@hookspec
 def check_model(model: nn.Module) -> None:
     """Raise an OctavoError for a model of yours that must not be quantized. Called first by the plan."""
 

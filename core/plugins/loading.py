@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
+from octavo.core.calibration.algorithms import ALGORITHMS
 from octavo.core.console import say
 from octavo.core.errors import FOREIGN_FAILURES, PluginError, listed, nearest
 from octavo.core.modules import register, unregister
@@ -89,7 +90,8 @@ def _adopt(manager: pluggy.PluginManager, name: str, plugin: object) -> PluginIn
             for original, quantized in classes.items():
                 register(original, quantized)
                 registered.append(original)
-        _check_exporters(manager.hook.exporters())
+        _check_new("an exporter", manager.hook.exporters(), ())
+        _check_new("an algorithm", manager.hook.calibration_algorithms(), ALGORITHMS)
         infos = manager.subset_hook_caller("plugin_info", others)()
         return _checked_info(infos[0]) if infos else PluginInfo(name, "(says nothing of itself)")
     except _FAILURES:
@@ -99,11 +101,11 @@ def _adopt(manager: pluggy.PluginManager, name: str, plugin: object) -> PluginIn
         raise
 
 
-def _check_exporters(answers: Sequence[Mapping[str, str]]) -> None:
-    brought = [name for answer in answers for name, _ in answer.items()]
+def _check_new(what: str, answers: Sequence[Mapping[str, str]], own: Iterable[str]) -> None:
+    brought = [*own, *(name for answer in answers for name, _ in answer.items())]
     taken = sorted({name for name in brought if brought.count(name) > 1})
     if taken:
-        raise PluginError(f"another plugin has an exporter of this name already: {listed(taken)}")
+        raise PluginError(f"another plugin has {what} of this name already: {listed(taken)}")
 
 
 def _checked_info(info: object) -> PluginInfo:

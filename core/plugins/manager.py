@@ -32,6 +32,10 @@ class Plugins:
         self._hook = manager.hook
         self._exporters = {name: key for part in self._hook.exporters() for name, key in part.items()}
 
+    def calibration_algorithms(self) -> dict[str, str]:
+        """Return what the hook `calibration_algorithms` returned for all plugins: {method: `module:Class`}."""
+        return {name: key for part in self._hook.calibration_algorithms() for name, key in part.items()}
+
     def exporter_names(self) -> list[str]:
         """Return the names of the exporters that plugins brought."""
         return sorted(self._exporters)

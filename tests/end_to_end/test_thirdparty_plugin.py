@@ -55,6 +55,9 @@ def run(preset):
     octavo.unquantize(model)
     return report | {"restored": torch.equal(model(x), before), "class": type(model.left).__name__}
 
+config = octavo.preset("INT8_WEIGHT_ONLY_CFG") | {"algorithm": {"method": "halve", "times": 2}}
+model = octavo.quantize(ScaledModel(64), config, quiet=True)
+report["algorithm"] = octavo.history(model)[-1].state["report"]["weights"][0]
 print(json.dumps(report | {preset: run(preset) for preset in PRESETS}))
 """
 
@@ -113,6 +116,10 @@ def reports(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def test_loading_imports_plugins_and_not_what_they_bring(reports: dict[str, Any]) -> None:
     assert reports["imported by loading"] == ["octavo_broken", "octavo_scaled", "octavo_scaled.plugin"]
+
+
+def test_its_algorithm_runs_by_name_with_its_options(reports: dict[str, Any]) -> None:
+    assert reports["algorithm"] == {"weight": "left.weight", "algorithm": "halve", "times": 2}
 
 
 @pytest.mark.parametrize(("preset", "bits"), BITS.items())

@@ -34,6 +34,10 @@ BROKEN = {
         "TypeError: PluginInfo.__init__() missing 1 required positional argument: 'summary'",
     ),
     "g_classes": ("@hookimpl\ndef quantized_classes(): return ['g:Own']", "AttributeError: 'list' object has no"),
+    "h_algorithm": (
+        "@hookimpl\ndef calibration_algorithms(): return {'gptq': 'h:Own'}",
+        "PluginError: another plugin has an algorithm of this name already: gptq",
+    ),
     "h_early": ("1 / 0", "ZeroDivisionError: division by zero"),
     "huggingface": ("NAME = 'taken'", "ValueError: Plugin name already registered: huggingface="),
     # After `good`: whatever those before left behind would show here.

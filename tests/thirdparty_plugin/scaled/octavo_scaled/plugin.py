@@ -31,6 +31,11 @@ def exporters() -> dict[str, str]:
 
 
 @hookimpl
+def calibration_algorithms() -> dict[str, str]:
+    return {"halve": "octavo_scaled.algorithm:Halve"}
+
+
+@hookimpl
 def tiny_inputs(model: nn.Module) -> dict[str, Any] | None:
     if type(model).__module__ != "octavo_scaled.layers":
         return None
