@@ -130,7 +130,8 @@ def _comparable(weight: QuantSpec) -> QuantSpec:
     """Leave out what does not show in stored bytes' layout: how scales were found and quotients rounded."""
     dynamic = weight.scale == "e8m0"  # E8M0 scales are dynamic by definition
     global_max = None if weight.global_max is None else 2688.0
-    return replace(weight, dynamic=dynamic, arithmetic="multiply", ties="even", global_max=global_max)
+    plain = replace(weight, dynamic=dynamic, arithmetic="multiply", ties="even", global_max=global_max)
+    return replace(plain, scale_rounding="ceil")
 
 
 def _spec(data: dict[str, Any]) -> QuantSpec:
