@@ -117,16 +117,8 @@ class _Stages:
         for number, one in enumerate(found):
             with self.originals.in_place(self.model) if number else nullcontext(), self._log.timing("data"):
                 seen = self._look(run, part, one, is_first=number == 0)
-            if block is not None and block.original is None and not block.targets:  # nothing needed the data
-                with collecting(self.model, {}):
-                    block.run_all()
-            if (
-                block is not None
-                and block.original is not None
-                and not self._algorithms[0].needs().original_inputs
-            ):
-                with collecting(self.model, {}):  # before any weight changes
-                    run_block(block.module, block.original.inputs, block.arguments, block.original.outputs)
+            if block is not None and number == 0:
+                self._run_streams(block)
             calibration = Calibration(
                 self.model, self._groups, seen, self.originals, self.quiet, one.part, block, self._experts
             )
@@ -134,6 +126,18 @@ class _Stages:
                 with self._log.timing(algorithm.method):
                     algorithm.run(calibration)
             self.rows += calibration.rows
+
+    def _run_streams(self, block: CalibratedBlock) -> None:
+        """Fill what a block returns, where nothing has yet: before any weight changes.
+
+        An algorithm that asks for original inputs and comes first runs the original block itself.
+        """
+        original = block.original
+        with collecting(self.model, {}):
+            if original is None and not block.targets:  # nothing needed the data
+                block.run_all()
+            elif original is not None and not self._algorithms[0].needs().original_inputs:
+                run_block(block.module, original.inputs, block.arguments, original.outputs)
 
     def _look(
         self, run: Callable[[], None] | None, part: Part, one: Pass, is_first: bool
