@@ -42,6 +42,8 @@ class Calibration:
         block: As given.
         rows: What was done to each weight, JSON-ready, for the report.
         originals: The values of weights that changed.
+        exact: The weights of a block before the first algorithm changed them, fp32 [out, in] as their quantizers see
+            them, by `WeightProblem.name`. Of a whole model they would not fit.
         unrounded: What weights were before an algorithm rounded them, fp32 [out, in] by `WeightProblem.name`, where it
             knows. Which of the codes near to it a weight takes can be learned from there.
     """
@@ -64,6 +66,7 @@ class Calibration:
         self.groups = tuple(tuple(group) for group in groups)
         self.rows: list[dict[str, Any]] = []
         self.unrounded: dict[str, Tensor] = {}
+        self.exact: dict[str, Tensor] = {}
         self._inputs = ExpertInputs(statistics, experts)
         self._left: set[str] = set()
         self.originals = originals
@@ -193,6 +196,8 @@ class Calibration:
 
         The original is kept until the run is over.
         """
+        if self.block is not None and problem.name not in self.exact:
+            self.exact[problem.name] = problem.weight().clone()
         parameter = problem.layer.get_parameter(problem.slot.parameter)
         self.originals.keep(parameter)
         everything = problem.layer.quantized_weights()[problem.slot.quantizer]

@@ -98,8 +98,10 @@ def _set_better(calibration: Calibration, solved: _Solved, statistics: GroupStat
     nearest = grid.round(weight)
     error, error_of_nearest = (statistics.held_error(q, weight) for q in (rounded, nearest))
     is_worse = not bool(error <= error_of_nearest)  # also where it is NaN
+    chosen = nearest if is_worse else rounded
+    errors = calibration.report_errors(problem, weight, chosen)
     problem.set_state(nearest_state if is_worse else state)
-    calibration.set_weight(problem, nearest if is_worse else rounded)
+    calibration.set_weight(problem, chosen)
     if not is_worse:
         calibration.unrounded[problem.name] = solved.unrounded
     calibration.report(
@@ -109,4 +111,6 @@ def _set_better(calibration: Calibration, solved: _Solved, statistics: GroupStat
         tokens=statistics.num_tokens,
         held_error=float(error),
         held_error_of_nearest=float(error_of_nearest),
+        **errors,
+        **({"fallback": "rounded to nearest: the result was worse on held tokens"} if is_worse else {}),
     )

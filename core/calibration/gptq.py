@@ -67,22 +67,15 @@ class Gptq(Algorithm):
         """
         calibration.share_second_levels()
         calibration.report_unsolved(self.method)
-        few: set[str] = set()
         for problems in track(calibration.grouped(), "gptq", calibration.quiet):
             for joined in _joined(problems, by_scale=self.scales == "search"):
                 if joined[0].statistics is None or not joined[0].has_input:
                     for problem in joined:
                         calibration.report(problem, self.method, fallback=_UNSEEN)
                     continue
-                if joined[0].statistics.num_tokens < joined[0].statistics.num_channels:
-                    few.update(problem.layer_name for problem in joined)
                 self._solve(calibration, joined)
-        if few:
-            say(
-                f"warning: gptq: the inputs of {len(few)} layers have fewer tokens than channels, so that damping "
-                f"decides much: {listed(sorted(few))}; give more calibration data",
-                calibration.quiet,
-            )
+        if few := calibration.few_tokens():
+            say(f"warning: gptq: {few}", calibration.quiet)
 
     def _solve(self, calibration: Calibration, problems: list[WeightProblem]) -> None:
         group = GptqGroup(problems)
@@ -125,7 +118,7 @@ class Gptq(Algorithm):
             **notes,
             error_before=before.tokens,
             error_after=(before if is_worse else after).tokens,
-            **quality.ratios(weight),
+            **calibration.report_errors(problem, problem.weight(), weight),
             **({"fallback": _WORSE} if is_worse else {}),
         )
         if not is_worse and calibration.block is not None:  # of a whole model they would not fit

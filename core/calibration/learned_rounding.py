@@ -103,8 +103,11 @@ class LearnRounding(Algorithm):
         found = reconstruct(task.module, starts, task.calls(), task.targets(), options)
         report = found.report
         for problem in problems:
+            errors: dict[str, float | None] = {}
             if report.iteration:
                 weight = found.weights[task.name_of(problem)]
+                exact = calibration.exact.get(problem.name, problem.weight())
+                errors = calibration.report_errors(problem, exact, weight.weight)
                 problem.set_state(weight.state)
                 calibration.set_weight(problem, weight.weight)
                 calibration.unrounded.pop(problem.name, None)
@@ -116,6 +119,7 @@ class LearnRounding(Algorithm):
                 best=report.held,
                 iteration=report.iteration,
                 fallback=_START_STAYS if report.iteration == 0 else None,
+                **errors,
             )
 
 

@@ -70,7 +70,7 @@ class LocalHessian(Mse):
                 self.method,
                 error_before=quality.error(nearest).tokens,
                 error_after=quality.error(found).tokens,
-                **quality.ratios(found),
+                **calibration.report_errors(problem, weight, found),
             )
         problem.set_state({**state, "amax": amax})
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octavo.core import ops
 from octavo.core.calibration.solvers.objective import gram_error
 from octavo.core.calibration.weight_problem import WeightProblem
 
@@ -41,9 +39,9 @@ class OutputQuality:
     def __init__(self, problem: WeightProblem, gram: Tensor) -> None:
         self._weight = problem.weight()
         self._gram = gram
-        held = problem.held_tokens()
-        self._inputs = _as_rounded(problem, held).float()
-        self._outputs = held.float() @ self._weight.T if len(held) else None
+        held = problem.held_tokens().float()
+        self._inputs = problem.rounded_tokens()
+        self._outputs = held @ self._weight.T if len(held) else None
 
     @torch.no_grad()
     def error(self, weight: Tensor) -> OutputError:
@@ -53,28 +51,6 @@ class OutputQuality:
             held = _total((self._inputs @ weight.T - self._outputs).square())
         return OutputError(_total(gram_error(weight - self._weight, self._gram)), held)
 
-    @torch.no_grad()
-    def ratios(self, weight: Tensor) -> dict[str, float | None]:
-        """Return the signal-to-noise ratios of weight and output over all tokens, dB; None where nothing is lost."""
-        noise, signal = _total((weight - self._weight).square()), _total(self._weight.square())
-        output_noise, output = self.error(weight).tokens, _total(gram_error(self._weight, self._gram))
-        return {
-            "weight_sqnr_db": _decibels(signal, noise),
-            "output_sqnr_db": _decibels(output, output_noise),
-        }
-
-
-def _as_rounded(problem: WeightProblem, tokens: Tensor) -> Tensor:
-    """Return the tokens as the input's quantizer rounds them, where it does."""
-    quantizer = problem.inputs
-    if quantizer is None or quantizer.spec is None or quantizer.needs_calibration or not len(tokens):
-        return tokens
-    return ops.fake_quantize(tokens, quantizer.state_tensors(), quantizer.spec.key)
-
 
 def _total(values: Tensor) -> float:
     return float(values.sum(dtype=torch.float64))
-
-
-def _decibels(signal: float, noise: float) -> float | None:
-    return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from helpers.tiny import tiny_llama
 from octavo.core.calibration import compensated_block
 from octavo.core.calibration.calibration import Calibration
 from octavo.core.calibration.solvers.gptq import gptq
+from octavo.core.calibration.solvers.sqnr import tensor_sqnr
 from octavo.core.modules import quantized_layers
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -151,13 +153,17 @@ def test_sums_are_found_without_knowing_the_family(
 
 def test_no_weight_is_worse_than_rounded_to_nearest_on_held_tokens() -> None:
     few = tokens(1)[:1, :17]  # one of them held: what fits the others need not fit this one
-    quantized = octavo.quantize(model(), config(), [few], quiet=True)
+    plain = model()
+    quantized = octavo.quantize(copy.deepcopy(plain), config(), [few], quiet=True)
     rows = rows_of(quantized).values()
 
     assert {row["chosen"] for row in rows} == {"compensate", "round to nearest"}
     for row in rows:
         is_worse = row["held_error"] > row["held_error_of_nearest"]
         assert row["chosen"] == ("round to nearest" if is_worse else "compensate")
+        assert bool(row.get("fallback")) == is_worse
+        exact, new = (m.get_parameter(row["weight"]).detach() for m in (plain, quantized))
+        assert row["weight_sqnr_db"] == pytest.approx(tensor_sqnr(exact, new))
 
 
 @pytest.mark.parametrize("group", [1, 5])

@@ -165,7 +165,10 @@ def test_few_tokens_and_dead_columns_are_reported(capsys: pytest.CaptureFixture[
     assert (row["tokens"], row["channels"], row["dead_columns"], row["damping"]) == (5, 32, 1, 0.01)
     assert row["error_after"] <= row["error_before"]
     assert row["output_sqnr_db"] > row["weight_sqnr_db"]
-    assert "gptq: the inputs of 1 layers have fewer tokens than channels" in capsys.readouterr().err
+    assert (
+        "gptq: the inputs of 1 of 1 layers saw fewer tokens than they have channels"
+        in capsys.readouterr().err
+    )
 
 
 def test_damping_that_was_raised_is_reported() -> None:

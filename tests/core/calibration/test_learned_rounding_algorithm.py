@@ -14,6 +14,7 @@ from octavo.core.calibration.algorithm import Algorithm
 from octavo.core.calibration.calibration import Calibration
 from octavo.core.calibration.learned_rounding import LearnRounding
 from octavo.core.calibration.run import run_algorithms
+from octavo.core.calibration.solvers.sqnr import tensor_sqnr
 from octavo.core.modes.record import last_record
 
 TOKENS = [torch.randint(1, 64, (8, 24), generator=torch.Generator().manual_seed(i)) for i in range(2)]
@@ -66,6 +67,8 @@ def test_blocks_learn_and_the_last_one_by_the_logits_of_the_whole_model(inputs: 
     assert [len(rows) for rows in by_block] == [7, 7]
     assert [rows[0]["loss"] for rows in by_block] == ["mse", "kl"]
     first, last = (rows[0] for rows in by_block)
+    exact, new = (m.get_parameter(first["weight"]).detach() for m in (sharp_llama(), model))
+    assert first["weight_sqnr_db"] == pytest.approx(tensor_sqnr(exact, new))
     assert first["best"] < first["start"]
     assert first["iteration"] > 0
     assert last["best"] <= last["start"]
