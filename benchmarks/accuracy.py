@@ -100,10 +100,10 @@ def main() -> None:
         for tool, python in (peer.split("=", 1) for peer in options.peer):
             globs = options.rows or best_rows(tool, formats, known)
             if globs:
-                with tempfile.TemporaryDirectory() as scratch:
-                    rows += run_peer(
-                        tool, python, harness, bench.folder, texts, globs, options.seeds, Path(scratch)
-                    )
+                options.peer_rows.mkdir(parents=True, exist_ok=True)
+                rows += run_peer(
+                    tool, python, harness, bench.folder, texts, globs, options.seeds, options.peer_rows
+                )
         measured = {row.format for row in rows if row.tool != "octavo" and row.kl and row.model == name}
         rows += [known[format_name] for format_name in formats if format_name not in measured]
     print(json.dumps([row.json() for row in rows], indent=2) if options.json else markdown(rows))
@@ -124,6 +124,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stories", type=int, help="judge by so many of each part only, for a quick look")
     parser.add_argument("--peer", action="append", default=[], metavar="TOOL=PYTHON", help=", ".join(TOOLS))
     parser.add_argument("--rows", help="peers' rows, globs of format:algorithm; without: the baseline's best")
+    parser.add_argument(
+        "--peer-rows",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "octavo-accuracy-peers",
+        help="folder for the peers' rows: finished ones are not run again",
+    )
     parser.add_argument("--cross-check", action="store_true", help="judge by the reference formats, too")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

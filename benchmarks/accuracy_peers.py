@@ -71,7 +71,7 @@ def run_peer(
     tool: str, python: str, harness: Path, model: Path, texts: Path, globs: str, seeds: str, scratch: Path
 ) -> Iterator[Row]:
     """Run a peer's rows on the test text, one process with one thread, and yield them."""
-    out = scratch / f"{tool}-{model.name}.jsonl"
+    out = scratch.resolve() / f"{tool}-{model.name}.jsonl"
     harness, model, texts = harness.resolve(), model.resolve(), texts.resolve()
     command = [python, str(harness / TOOLS[tool]), str(model), "--train", str(texts / "train_sample.txt")]
     command += ["--val", str(texts / "val.jsonl"), "--out", str(out), "--rows", globs, "--seeds", seeds]
