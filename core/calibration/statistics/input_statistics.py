@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.core.calibration.solvers.input_product import InputProduct
 from octavo.core.calibration.statistics.held_tokens import HeldTokens
 from octavo.core.calibration.statistics.needs import Needs
 
@@ -39,7 +40,7 @@ class InputStatistics:
         self.held = HeldTokens(needs.held_tokens)
         self.block_amax_counts = torch.zeros((), dtype=torch.int64, device=device)
         self._gram: Tensor | None = None
-        self._rows: list[Tensor] = []  # tokens that are not in `_gram` yet: fewer than it has rows
+        self._rows: list[Tensor] = []  # the tokens in place of `_gram`: no more than it has rows
 
     @property
     def num_channels(self) -> int:
@@ -154,9 +155,15 @@ class InputStatistics:
         self._fold_rows()
         return self.amax.new_zeros(self.num_channels, self.num_channels) if self._gram is None else self._gram
 
+    def product(self) -> InputProduct:
+        """Return XᵀX over all tokens as it is kept: the matrix, or the tokens while these are no more than channels."""
+        if self._gram is not None:
+            self._fold_rows()
+        return InputProduct(self._gram, tuple(self._rows))
+
     def _add_rows(self, rows: Tensor) -> None:
-        """Keep rows while they take less memory than XᵀX does: experts that see few tokens need no more."""
-        if self._gram is None and sum(map(len, self._rows)) + len(rows) < self.num_channels:
+        """Keep rows while they take no more memory than XᵀX does: experts that see few tokens need no more."""
+        if self._gram is None and sum(map(len, self._rows)) + len(rows) <= self.num_channels:
             self._rows.append(rows.clone())  # a view would keep all of the activation, and follow its changes
             return
         self._rows.append(rows)

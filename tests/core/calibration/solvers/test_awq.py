@@ -13,12 +13,11 @@ from octavo.core.calibration.solvers.awq import (
     awq_scale,
     relative_columns,
     search_awq,
-    search_awq_on_tokens,
 )
-from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.calibration.solvers.input_product import InputProduct
+from octavo.core.formats import PerBlock, QuantSpec
 
 INT4 = QuantSpec("int4", PerBlock(((-1, 16),)))
-FP8_INPUT = QuantSpec("e4m3", PerTensor())
 
 
 def layer(dtype: torch.dtype, seed: int) -> tuple[Tensor, list[Tensor]]:
@@ -44,7 +43,7 @@ def test_alpha_equals_that_of_forward_passes(dtype: torch.dtype, seed: int) -> N
     act_mean = torch.stack([x.abs().mean(0) for x in batches]).mean(0)
     x = torch.cat(batches)
 
-    found = search_awq(weight, act_mean, x.T @ x, INT4)
+    found = search_awq(weight, act_mean, InputProduct(x.T @ x), INT4)
 
     columns, losses = relative_columns(weight, 16), {}
     for alpha in alphas():
@@ -73,17 +72,3 @@ def test_scale_is_clamped_and_centered() -> None:
 def test_there_are_eleven_alphas() -> None:
     assert len(alphas()) == 11
     assert alphas()[1] == torch.tensor(0.1).item()
-
-
-def test_search_on_tokens_counts_the_rounding_of_inputs() -> None:
-    weight, batches = layer(torch.float32, 0)
-    x = torch.cat(batches)
-
-    found = search_awq_on_tokens(weight, x.abs().mean(0), x, INT4, FP8_INPUT)
-
-    scale = 1 / found.pre_quant_scale
-    step = (x / scale).abs().max() / 448
-    inputs = (x / scale / step).to(torch.float8_e4m3fn).float() * step
-    error = (inputs @ int4(weight * scale).T - x @ weight.T).square().sum().item()
-    assert math.isclose(found.errors[found.alpha], error, rel_tol=1e-2)
-    assert found.errors[found.alpha] == min(found.errors.values())
