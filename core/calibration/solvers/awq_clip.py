@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from octavo.core.calibration.solvers.grid import amax_state
 from octavo.core.calibration.solvers.input_product import InputProduct
 from octavo.core.errors import UnsupportedError
 from octavo.core.formats import QuantSpec, fake_quantize
+from octavo.core.formats.pieces import pieces
 
 
 def clip_ratios(min_clip_ratio: float = 0.5, shrink_step: float = 0.05) -> list[float]:
@@ -61,27 +64,33 @@ def search_clip(
     state = amax_state(weight, spec)
     state = {name: state[name] for name in spec.state}
     searched = "amax" if "amax" in state else "global_amax"
-    grams = _grams(product, spec, state[searched])
+
+    def clipped(rows: Tensor, largest: Tensor, errors: Callable[[Tensor], Tensor]) -> Tensor:
+        best, least = largest, torch.full_like(largest, torch.inf)
+        for ratio in clip_ratios(min_clip_ratio, shrink_step):
+            amax = (largest * ratio).to(amax_dtype).float()
+            rounded = fake_quantize(rows, [*{**state, searched: amax}.values()], spec)
+            error = errors(rounded.float().sub_(rows))
+            best = torch.where(error < least, amax, best)
+            least = torch.minimum(error, least)
+        return best
+
     largest = state[searched]
-    best, least = largest, torch.full_like(largest, torch.inf)
-    for ratio in clip_ratios(min_clip_ratio, shrink_step):
-        amax = (largest * ratio).to(amax_dtype).float()
-        rounded = fake_quantize(weight, [*{**state, searched: amax}.values()], spec)
-        change = rounded.float() - weight.float()
-        error = product.errors(change).sum() if grams is None else block_errors(change, grams)
-        best = torch.where(error < least, amax, best)
-        least = torch.minimum(error, least)
-    return {**state, searched: best}
+    if largest.dim() == 0:
+        return {**state, searched: clipped(weight, largest, lambda change: product.errors(change).sum())}
+    grams = product.blocks(_searched_length(spec))
+    found = torch.empty_like(largest)
+    for rows, amax, best in pieces([weight, largest, found], whole=(1,)):
+        best.copy_(clipped(rows, amax, lambda change: block_errors(change, grams)))
+    return {**state, searched: found}
 
 
-def _grams(product: InputProduct, spec: QuantSpec, searched: Tensor) -> Tensor | None:
-    """Return the Gram matrix of each block, or None where the searched range is that of the whole tensor."""
-    if searched.dim() == 0:
-        return None
-    block = block_length(spec)
-    if block is None or len(getattr(spec.granularity, "sizes", ())) > 1:
+def _searched_length(spec: QuantSpec) -> int:
+    """Return how many neighbours in a row have a range that is searched alone."""
+    length = block_length(spec)
+    if length is None or len(getattr(spec.granularity, "sizes", ())) > 1:
         raise UnsupportedError(
             f"awq_clip searches blocks along a row or one range per tensor, found {spec}; "
             "use a format with block_sizes {-1: n}, or the algorithm 'mse'"
         )
-    return product.blocks(block)
+    return length

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LOUDEST = 64  # rows that are always compared: a few could outweigh what others foretell
-_FIRST, _MOST = 128, 1024  # rows drawn at first, and at most at once
+_LOUDEST = 32  # rows that are always compared: a few could outweigh what others foretell
+_FIRST, _MOST = 96, 1024  # rows drawn at first, and at most at once
 _STANDARD_ERRORS = 5.0
 
 

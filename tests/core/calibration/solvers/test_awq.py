@@ -11,11 +11,13 @@ from torch import Tensor
 from octavo.core.calibration.solvers.awq import (
     alphas,
     awq_scale,
+    block_length,
     relative_columns,
     search_awq,
 )
+from octavo.core.calibration.solvers.grid import amax_state
 from octavo.core.calibration.solvers.input_product import InputProduct
-from octavo.core.formats import PerBlock, QuantSpec
+from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec, fake_quantize
 
 INT4 = QuantSpec("int4", PerBlock(((-1, 16),)))
 
@@ -72,3 +74,43 @@ def test_scale_is_clamped_and_centered() -> None:
 def test_there_are_eleven_alphas() -> None:
     assert len(alphas()) == 11
     assert alphas()[1] == torch.tensor(0.1).item()
+
+
+def large_layer(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    loud = torch.exp(1.5 * torch.randn(48, generator=generator))
+    rows = torch.exp(torch.randn(900, 1, generator=generator))
+    weight = torch.randn(900, 48, generator=generator) * torch.rand(48, generator=generator) * rows
+    return weight, torch.randn(64, 48, generator=generator) * loud
+
+
+FORMATS = [
+    INT4,
+    QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0, dynamic=True),
+    QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0),
+    QuantSpec("int4", PerChannel(0)),
+    QuantSpec("int4", PerTensor()),
+    QuantSpec("int4", PerBlock(((-1, 16), (-2, 16)))),
+]
+
+
+@pytest.mark.parametrize("spec", FORMATS, ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_many_rows_have_the_alpha_of_all_of_them(spec: QuantSpec, seed: int, as_tokens: bool) -> None:
+    weight, x = large_layer(seed)
+    act_mean = x.abs().mean(0)
+
+    found = search_awq(
+        weight, act_mean, InputProduct(None, [x]) if as_tokens else InputProduct(x.T @ x), spec
+    )
+
+    columns, errors = relative_columns(weight, block_length(spec)), {}
+    for alpha in alphas():
+        scale = awq_scale(act_mean, columns, alpha)
+        scaled = weight * scale
+        state = amax_state(scaled, spec)
+        rounded = fake_quantize(scaled, [state[name] for name in spec.state], spec) * (1 / scale)
+        errors[alpha] = (x.double() @ (rounded - weight).double().T).square().sum().item()
+    assert found.alpha == min(errors, key=errors.__getitem__)
+    assert all(math.isclose(found.errors[alpha], errors[alpha], rel_tol=0.3) for alpha in errors)

@@ -64,6 +64,24 @@ def test_few_tokens_are_kept_instead_of_their_gram() -> None:
     assert torch.linalg.matrix_rank(found.gram()) == 5
 
 
+@pytest.mark.parametrize("tokens", [[2, 4], [2, 5], [9, 2]], ids=str)
+def test_the_product_is_that_of_all_tokens(tokens: list[int]) -> None:
+    found = seen(batches(tokens)).product()
+
+    x = torch.cat(batches(tokens), 1)[0]
+    torch.testing.assert_close(found.errors(torch.eye(6)), x.square().sum(0))
+    assert (found.gram is None) == (len(x) <= 6), "tokens where they are no more than channels"
+
+
+def test_the_product_of_merged_shards_has_the_tokens_of_both() -> None:
+    one, other = seen(batches([2])), seen(batches([40]))
+
+    one.merge(other)
+
+    x = torch.cat([batches([2])[0], batches([40])[0]], 1)[0]
+    torch.testing.assert_close(one.product().errors(torch.eye(6)), x.square().sum(0))
+
+
 def test_held_tokens_are_spread_over_all_that_were_seen() -> None:
     rows = torch.arange(100.0)[:, None]
     found = seen([rows[:7], rows[7:50], rows[50:]])
