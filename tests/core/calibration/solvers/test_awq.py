@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.calibration.solvers.awq import (
+    ScaledRounding,
     alphas,
     awq_scale,
     block_length,
@@ -114,3 +115,18 @@ def test_many_rows_have_the_alpha_of_all_of_them(spec: QuantSpec, seed: int, as_
         errors[alpha] = (x.double() @ (rounded - weight).double().T).square().sum().item()
     assert found.alpha == min(errors, key=errors.__getitem__)
     assert all(math.isclose(found.errors[alpha], errors[alpha], rel_tol=0.3) for alpha in errors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spec", FORMATS[:4], ids=str)
+def test_rows_are_rounded_as_in_the_whole_weight(spec: QuantSpec, dtype: torch.dtype) -> None:
+    weight, scale = large_layer(0)[0].to(dtype), torch.linspace(0.5, 2, 48)
+    rows = torch.tensor([899, 3, 3, 250])
+
+    found = ScaledRounding(weight, spec, scale, weight.abs().amax(0)).change(rows)
+
+    scaled = weight * scale.to(dtype)
+    state = amax_state(scaled, spec)
+    rounded = fake_quantize(scaled, [state[name] for name in spec.state], spec)
+    expected = rounded.float() * (1 / scale).to(dtype).float() - weight.float()
+    assert torch.equal(found, expected[rows])
