@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.calibration.solvers.input_product import InputProduct
-from octavo.core.calibration.solvers.output_error import rounded_weight, rounds_rows_alone
+from octavo.core.calibration.solvers.nearest import rounded_weight, rounds_rows_alone
 from octavo.core.calibration.solvers.row_race import race
 from octavo.core.formats import PerBlock, QuantSpec
 

@@ -1,4 +1,4 @@
-"""Rounding weights and inputs to nearest, and what that costs a layer's output."""
+"""Weights and inputs rounded to nearest, with scales from their largest magnitudes."""
 
 from __future__ import annotations
 
@@ -42,11 +42,6 @@ def rounded_input(x: Tensor, amax: Tensor, spec: QuantSpec) -> Tensor:
         spec: Of an activation: calibrated per tensor, dynamic, or dynamic with a calibrated global scale.
     """
     return fake_quantize(x, [amax.float()] * len(spec.state), spec)
-
-
-def output_error(rounded: Tensor, x: Tensor, target: Tensor) -> float:
-    """Return ‖x · roundedᵀ − target‖²; `rounded` [out, in], `x` [tokens, in], `target` [tokens, out], all fp32."""
-    return float((x @ rounded.T - target).square().sum())
 
 
 def stacked_rows(weights: Sequence[Tensor], spec: QuantSpec | None = None) -> Tensor:
