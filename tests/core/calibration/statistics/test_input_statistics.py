@@ -73,6 +73,29 @@ def test_the_product_is_that_of_all_tokens(tokens: list[int]) -> None:
     assert (found.gram is None) == (len(x) <= 6), "tokens where they are no more than channels"
 
 
+@pytest.mark.parametrize("channels", [256, 300, 700])
+def test_the_gram_of_many_channels_is_symmetric_and_grows_on(channels: int) -> None:
+    data = batches([channels, 30, 50], channels)
+    found = seen(data[:2])
+    first = found.gram().clone()  # looked at in between
+    found.add(data[2])
+
+    for gram, parts in ((first, data[:2]), (found.gram(), data)):
+        x = torch.cat(parts, 1)[0].double()
+        assert torch.equal(gram, gram.T)
+        torch.testing.assert_close(gram, (x.T @ x).float(), rtol=1e-4, atol=1e-3)
+
+
+def test_shards_of_many_channels_merge_whole() -> None:
+    data = batches([310, 20, 300, 15], 300)
+    one, other = seen(data[:2]), seen(data[2:])
+
+    one.merge(other)
+
+    x = torch.cat(data, 1)[0].double()
+    torch.testing.assert_close(one.gram(), (x.T @ x).float(), rtol=1e-4, atol=1e-3)
+
+
 def test_the_product_of_merged_shards_has_the_tokens_of_both() -> None:
     one, other = seen(batches([2])), seen(batches([40]))
 
