@@ -42,7 +42,8 @@ def low_rank(weight: Tensor, rank: int = 32) -> LowRank:
 
 def _loudest_directions(square: Tensor, rank: int) -> Tensor:
     """Return the eigenvectors [n, up to rank] of the largest eigenvalues of `square` [n, n], in descending order."""
-    return torch.linalg.eigh(square).eigenvectors[:, -rank:].flip(1)
+    vectors: Tensor = torch.linalg.eigh(square).eigenvectors
+    return vectors[:, -rank:].flip(1)
 
 
 def correction(error: Tensor, gram: Tensor, rank: int = 32, damping: float = 1e-6) -> LowRank:
