@@ -61,7 +61,7 @@ class AwqClip(Algorithm):
         is_scaled = quantizer.pre_quant_scale is not None
         state = search_clip(
             weight,
-            problem.gram(),
+            problem.input_product(),
             problem.spec,
             self.min_clip_ratio,
             self.shrink_step,

@@ -47,7 +47,7 @@ class AwqLite(Algorithm):
                 calibration.report(problem, AwqLite.method, fallback=UNSEEN)
                 continue
             found = search_awq(
-                problem.parameter(), statistics.batch_mean_abs(), statistics.gram(), problem.spec, tried
+                problem.parameter(), statistics.batch_mean_abs(), statistics.product(), problem.spec, tried
             )
             smooth(problem.layer_name, problem.layer, found.pre_quant_scale, statistics.amax, problem.slot)
             calibration.report(problem, AwqLite.method, **self._details(found))

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.core import ops
 from octavo.core.calibration.collectors import AmaxCollector
 from octavo.core.calibration.solvers.grid import Grid, amax_state, static
+from octavo.core.calibration.solvers.input_product import InputProduct
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.errors import CalibrationError
 from octavo.core.formats import QuantSpec
@@ -95,6 +96,12 @@ class WeightProblem:
         assert self.statistics is not None  # noqa: S101 (the algorithm's needs asked for them)
         scale, gram = self.input_scale(), self.statistics.gram()
         return gram if scale is None else gram * scale * scale[:, None]
+
+    def input_product(self) -> InputProduct:
+        """Return XᵀX of the input as the weight sees it: times the input's `pre_quant_scale`."""
+        assert self.statistics is not None  # noqa: S101 (the algorithm's needs asked for them)
+        scale, product = self.input_scale(), self.statistics.product()
+        return product if scale is None else product.scaled(scale)
 
     def held_tokens(self) -> Tensor:
         """Return a few tokens of the input as the weight sees them, [n, in]: times `pre_quant_scale`."""

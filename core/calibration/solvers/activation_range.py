@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from octavo.core.calibration.solvers.output_error import rounded_input
+from octavo.core.calibration.solvers.nearest import rounded_input
 from octavo.core.errors import ConfigError
 from octavo.core.formats import QuantSpec
 

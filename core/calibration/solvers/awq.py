@@ -1,23 +1,20 @@
 """AWQ's scales of weight columns, from statistics of the input alone (arXiv:2306.00978), by ModelOpt 0.47's rules.
 
 ModelOpt runs the layer on all the data for each α. Its loss is ‖X · (Q(W·s)·(1/s) − W)ᵀ‖² with inputs that are not
-quantized, which the Gram matrix XᵀX gives without running anything.
+quantized, which XᵀX gives without running anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from octavo.core.calibration.solvers.output_error import (
-    gram_error,
-    output_error,
-    rounded_input,
-    rounded_weight,
-)
+from octavo.core.calibration.solvers.input_product import InputProduct
+from octavo.core.calibration.solvers.nearest import rounded_weight, rounds_rows_alone
+from octavo.core.calibration.solvers.row_race import race
 from octavo.core.formats import PerBlock, QuantSpec
 
 _SMALLEST, _LARGEST = 1e-4, 1e4
@@ -30,7 +27,7 @@ class AwqScale:
     Attributes:
         alpha: Of the chosen scale.
         pre_quant_scale: fp32 [in], 1/s: what the input is multiplied with.
-        errors: Squared output error of each α tried.
+        errors: Squared output error of each α tried; estimated for those that some of the rows decided.
     """
 
     alpha: float
@@ -72,79 +69,65 @@ def awq_scale(act_mean: Tensor, columns: Tensor, alpha: float) -> Tensor:
     return scale / (scale.max() * scale.min()).sqrt()
 
 
-def scaled_rounding(weight: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
-    """Return what `weight` [out, in] becomes, fp32, if its columns are multiplied by `scale` [in] while rounded.
+class ScaledRounding:
+    """What a weight becomes if its columns are multiplied by a scale while they are rounded.
 
     As in ModelOpt's search, s and 1/s are each rounded to the weight's dtype, and so is the product.
+
+    Args:
+        weight: [out, in], any float dtype.
+        spec: Its format, not stacked; scales are the largest magnitudes.
+        scale: fp32 [in].
+        loudest: [in], the largest magnitude of each column, where the format has a second-level scale.
     """
-    dtype = weight.dtype
-    rounded = rounded_weight(weight * scale.to(dtype), spec)
-    return rounded.float() * (1 / scale).to(dtype).float()
+
+    def __init__(self, weight: Tensor, spec: QuantSpec, scale: Tensor, loudest: Tensor | None) -> None:
+        self._weight, self._spec = weight, spec
+        self._scale, self._inverse = scale.to(weight.dtype), (1 / scale).to(weight.dtype).float()
+        # Products keep the order of their factors when they are rounded.
+        self._global_amax = None if loudest is None else (loudest * self._scale).amax().float()
+
+    def change(self, rows: Tensor | None = None) -> Tensor:
+        """Return by how much the rows `rows`, int64 [n], change, fp32 [n, in]; all of them by default."""
+        weight = self._weight if rows is None else self._weight[rows]
+        rounded = rounded_weight(weight * self._scale, self._spec, self._global_amax)
+        return rounded.float().mul_(self._inverse).sub_(weight.float())
 
 
 def search_awq(
-    weight: Tensor, act_mean: Tensor, gram: Tensor, spec: QuantSpec, tried: Sequence[float] | None = None
+    weight: Tensor,
+    act_mean: Tensor,
+    product: InputProduct,
+    spec: QuantSpec,
+    tried: Sequence[float] | None = None,
 ) -> AwqScale:
-    """Return the scale with the least output error on all the data behind `gram` (ties: the first).
+    """Return the scale with the least output error on all the data behind `product` (ties: the first).
 
     Equals ModelOpt's search, which sums the mean squared error of each batch, where batches are of one size; with
-    inputs in bf16 it also rounds x/s, which the Gram matrix does not see.
+    inputs in bf16 it also rounds x/s, which XᵀX does not see. Exponents are compared on as many output channels as
+    leave no doubt (`race`).
 
     Args:
         weight: [out, in], any float dtype.
         act_mean: fp32 [in], see `awq_scale`.
-        gram: fp32 [in, in], XᵀX.
+        product: XᵀX of the input.
         spec: Format of the weight, not stacked; scales are the largest magnitudes.
         tried: Exponents, by default `alphas()`.
     """
-
-    def error(scale: Tensor) -> float:
-        return float(gram_error(scaled_rounding(weight, scale, spec) - weight.float(), gram))
-
-    return _least(weight, act_mean, spec, tried, error)
-
-
-def search_awq_on_tokens(
-    weight: Tensor,
-    act_mean: Tensor,
-    held: Tensor,
-    spec: QuantSpec,
-    input_spec: QuantSpec,
-    tried: Sequence[float] | None = None,
-) -> AwqScale:
-    """Return the scale with the least output error on held tokens that are rounded too, which ModelOpt's are not.
-
-    Args:
-        weight: [out, in], any float dtype.
-        act_mean: fp32 [in], see `awq_scale`.
-        held: [tokens, in], a sample of the inputs; its range after scaling is the input's.
-        spec: Format of the weight, not stacked.
-        input_spec: Format of the input (see `rounded_input`).
-        tried: Exponents, by default `alphas()`.
-    """
-    held = held.float()
-    target = held @ weight.float().T
-
-    def error(scale: Tensor) -> float:
-        x = held / scale
-        rounded = rounded_weight(weight.float() * scale, spec)
-        return output_error(rounded, rounded_input(x, x.abs().amax(), input_spec), target)
-
-    return _least(weight, act_mean, spec, tried, error)
-
-
-def _least(
-    weight: Tensor,
-    act_mean: Tensor,
-    spec: QuantSpec,
-    tried: Sequence[float] | None,
-    error: Callable[[Tensor], float],
-) -> AwqScale:
     columns = relative_columns(weight, block_length(spec))
     scales = {a: awq_scale(act_mean.float(), columns, a) for a in (alphas() if tried is None else tried)}
-    errors = {alpha: error(scale) for alpha, scale in scales.items()}
-    alpha = min(errors, key=errors.__getitem__)
-    return AwqScale(alpha, 1.0 / scales[alpha], errors)
+    loudest = None if spec.global_max is None else torch.maximum(weight.amax(0), -weight.amin(0))
+    candidates = [ScaledRounding(weight, spec, scale, loudest) for scale in scales.values()]
+    if rounds_rows_alone(spec):
+        magnitudes = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+        best, errors = race(
+            len(candidates), magnitudes, lambda i, rows: product.errors(candidates[i].change(rows))
+        )
+    else:
+        errors = [float(product.errors(candidate.change()).sum()) for candidate in candidates]
+        best = errors.index(min(errors))
+    alpha = list(scales)[best]
+    return AwqScale(alpha, 1.0 / scales[alpha], dict(zip(scales, errors, strict=True)))
 
 
 def block_length(spec: QuantSpec) -> int | None:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from octavo.core.calibration.solvers.awq import block_length
 from octavo.core.calibration.solvers.grid import amax_state
-from octavo.core.calibration.solvers.output_error import gram_error
+from octavo.core.calibration.solvers.input_product import InputProduct
 from octavo.core.errors import UnsupportedError
 from octavo.core.formats import QuantSpec, fake_quantize
+from octavo.core.formats.pieces import pieces
 
 
 def clip_ratios(min_clip_ratio: float = 0.5, shrink_step: float = 0.05) -> list[float]:
     """Return the parts of the largest magnitude that are tried, ascending, ending with 1."""
     return [round(float(r), 2) for r in torch.arange(min_clip_ratio, 1.0, shrink_step)] + [1.0]
-
-
-def block_grams(gram: Tensor, block: int) -> Tensor:
-    """Return the blocks [⌈in/block⌉, block, block] on the diagonal of `gram` [in, in], padded with zeros."""
-    padding = -gram.shape[0] % block
-    padded = torch.nn.functional.pad(gram, (0, padding, 0, padding))
-    starts = range(0, padded.shape[0], block)
-    return torch.stack([padded[i : i + block, i : i + block] for i in starts])
 
 
 def block_errors(change: Tensor, grams: Tensor) -> Tensor:
@@ -43,7 +38,7 @@ def block_errors(change: Tensor, grams: Tensor) -> Tensor:
 
 def search_clip(
     weight: Tensor,
-    gram: Tensor,
+    product: InputProduct,
     spec: QuantSpec,
     min_clip_ratio: float = 0.5,
     shrink_step: float = 0.05,
@@ -56,7 +51,7 @@ def search_clip(
 
     Args:
         weight: [out, in], any float dtype.
-        gram: fp32 [in, in], XᵀX of the (already scaled) inputs. ModelOpt looks at some 64 tokens of each batch.
+        product: XᵀX of the (already scaled) inputs. ModelOpt looks at some 64 tokens of each batch.
         spec: Format of the weight, not stacked.
         min_clip_ratio: Smallest part of the largest magnitude that is tried.
         shrink_step: Distance between the parts that are tried.
@@ -69,27 +64,33 @@ def search_clip(
     state = amax_state(weight, spec)
     state = {name: state[name] for name in spec.state}
     searched = "amax" if "amax" in state else "global_amax"
-    grams = _grams(gram, spec, state[searched])
+
+    def clipped(rows: Tensor, largest: Tensor, errors: Callable[[Tensor], Tensor]) -> Tensor:
+        best, least = largest, torch.full_like(largest, torch.inf)
+        for ratio in clip_ratios(min_clip_ratio, shrink_step):
+            amax = (largest * ratio).to(amax_dtype).float()
+            rounded = fake_quantize(rows, [*{**state, searched: amax}.values()], spec)
+            error = errors(rounded.float().sub_(rows))
+            best = torch.where(error < least, amax, best)
+            least = torch.minimum(error, least)
+        return best
+
     largest = state[searched]
-    best, least = largest, torch.full_like(largest, torch.inf)
-    for ratio in clip_ratios(min_clip_ratio, shrink_step):
-        amax = (largest * ratio).to(amax_dtype).float()
-        rounded = fake_quantize(weight, [*{**state, searched: amax}.values()], spec)
-        change = rounded.float() - weight.float()
-        error = gram_error(change, gram) if grams is None else block_errors(change, grams)
-        best = torch.where(error < least, amax, best)
-        least = torch.minimum(error, least)
-    return {**state, searched: best}
+    if largest.dim() == 0:
+        return {**state, searched: clipped(weight, largest, lambda change: product.errors(change).sum())}
+    grams = product.blocks(_searched_length(spec))
+    found = torch.empty_like(largest)
+    for rows, amax, best in pieces([weight, largest, found], whole=(1,)):
+        best.copy_(clipped(rows, amax, lambda change: block_errors(change, grams)))
+    return {**state, searched: found}
 
 
-def _grams(gram: Tensor, spec: QuantSpec, searched: Tensor) -> Tensor | None:
-    """Return the Gram matrix of each block, or None where the searched range is that of the whole tensor."""
-    if searched.dim() == 0:
-        return None
-    block = block_length(spec)
-    if block is None or len(getattr(spec.granularity, "sizes", ())) > 1:
+def _searched_length(spec: QuantSpec) -> int:
+    """Return how many neighbours in a row have a range that is searched alone."""
+    length = block_length(spec)
+    if length is None or len(getattr(spec.granularity, "sizes", ())) > 1:
         raise UnsupportedError(
             f"awq_clip searches blocks along a row or one range per tensor, found {spec}; "
             "use a format with block_sizes {-1: n}, or the algorithm 'mse'"
         )
-    return block_grams(gram, block)
+    return length

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.core.calibration.solvers.output_error import rounded_input, stacked_rows
+from octavo.core.calibration.solvers.nearest import rounded_input, stacked_rows
 from octavo.core.formats import QuantSpec
 
 SMALLEST, LARGEST = 1e-4, 1e4

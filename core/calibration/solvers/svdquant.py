@@ -21,13 +21,29 @@ class LowRank(NamedTuple):
 
 
 def low_rank(weight: Tensor, rank: int = 32) -> LowRank:
-    """Return the best approximation of `weight` [out, in] by `rank`, as ModelOpt 0.47: an SVD in fp64.
+    """Return the best approximation of `weight` [out, in] by `rank`, as ModelOpt 0.47, in fp64.
 
-    The singular values go to `up`. Both factors are rounded to the weight's dtype. Where the weight has fewer
-    singular values than `rank`, rows and columns of zeros fill the factors.
+    The singular vectors of the shorter side are the eigenvectors of W·Wᵀ or WᵀW, at a part of an SVD's cost; the others
+    follow from them. The singular values go to `up`. Both factors are rounded to the weight's dtype. Where the weight
+    has fewer singular values than `rank`, rows and columns of zeros fill the factors.
     """
-    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
-    return _padded(left[:, :rank] * values[:rank], right[:rank], rank, weight.dtype)
+    exact = weight.double()
+    if exact.shape[0] <= exact.shape[1]:
+        left = _loudest_directions(exact @ exact.T, rank)
+        down = left.T @ exact
+        values = torch.linalg.vector_norm(down, dim=1)
+        up = left * values
+        down = down / values.clamp_min(torch.finfo(values.dtype).tiny)[:, None]
+    else:
+        right = _loudest_directions(exact.T @ exact, rank)
+        up, down = exact @ right, right.T
+    return _padded(up, down, rank, weight.dtype)
+
+
+def _loudest_directions(square: Tensor, rank: int) -> Tensor:
+    """Return the eigenvectors [n, up to rank] of the largest eigenvalues of `square` [n, n], in descending order."""
+    vectors: Tensor = torch.linalg.eigh(square).eigenvectors
+    return vectors[:, -rank:].flip(1)
 
 
 def correction(error: Tensor, gram: Tensor, rank: int = 32, damping: float = 1e-6) -> LowRank:

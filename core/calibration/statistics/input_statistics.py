@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.core.calibration.solvers.input_product import InputProduct
 from octavo.core.calibration.statistics.held_tokens import HeldTokens
 from octavo.core.calibration.statistics.needs import Needs
+from octavo.core.calibration.statistics.symmetric_sum import add_upper, copy_upper
 
 SUMS = ("amax", "abs_sum", "abs_mean_sum", "square_sum")  # one number for each channel
 
@@ -39,7 +41,8 @@ class InputStatistics:
         self.held = HeldTokens(needs.held_tokens)
         self.block_amax_counts = torch.zeros((), dtype=torch.int64, device=device)
         self._gram: Tensor | None = None
-        self._rows: list[Tensor] = []  # tokens that are not in `_gram` yet: fewer than it has rows
+        self._is_whole = True  # `_gram` below its diagonal, too
+        self._rows: list[Tensor] = []  # the tokens in place of `_gram`: no more than it has rows
 
     @property
     def num_channels(self) -> int:
@@ -92,15 +95,19 @@ class InputStatistics:
             setattr(found, name, getattr(self, name).to(device))
         found.held = self.held.thinned(needs.held_tokens, device)
         if needs.gram:
-            found.set_factors(self._gram, self._rows)
+            found.set_factors(*self.factors())
         return found
 
     def factors(self) -> tuple[Tensor | None, list[Tensor]]:
         """Return XᵀX of the first tokens, [in, in] or None for none, and the tokens after these, each [n, in]."""
+        if self._gram is not None and not self._is_whole:
+            copy_upper(self._gram)
+            self._is_whole = True
         return self._gram, self._rows
 
     def set_factors(self, gram: Tensor | None, rows: list[Tensor]) -> None:
         """Put back what `factors` returned."""
+        self._is_whole = True
         device = self.amax.device
         self._gram = None if gram is None else gram.to(device, copy=True)  # it grows in place
         self._rows = [part.to(device) for part in rows]
@@ -115,9 +122,10 @@ class InputStatistics:
         self.square_sum += other.square_sum
         self.held.merge(other.held)
         self.block_amax_counts = self.block_amax_counts + other.block_amax_counts
-        if other._gram is not None:
-            self._gram = other._gram.clone() if self._gram is None else self._gram + other._gram
-        for rows in other._rows:
+        gram, parts = other.factors()
+        if gram is not None:
+            self._gram = gram.clone() if self._gram is None else self._gram + gram
+        for rows in parts:
             self._add_rows(rows)
 
     def scale_channels(self, factor: Tensor) -> None:
@@ -152,11 +160,19 @@ class InputStatistics:
     def gram(self) -> Tensor:
         """Return XᵀX, fp32 [in, in], over all tokens; of rank `num_tokens` at most."""
         self._fold_rows()
-        return self.amax.new_zeros(self.num_channels, self.num_channels) if self._gram is None else self._gram
+        gram, _ = self.factors()
+        return self.amax.new_zeros(self.num_channels, self.num_channels) if gram is None else gram
+
+    def product(self) -> InputProduct:
+        """Return XᵀX over all tokens as it is kept: the matrix, or the tokens while these are no more than channels."""
+        if self._gram is not None:
+            self._fold_rows()
+        gram, rows = self.factors()
+        return InputProduct(gram, tuple(rows))
 
     def _add_rows(self, rows: Tensor) -> None:
-        """Keep rows while they take less memory than XᵀX does: experts that see few tokens need no more."""
-        if self._gram is None and sum(map(len, self._rows)) + len(rows) < self.num_channels:
+        """Keep rows while they take no more memory than XᵀX does: experts that see few tokens need no more."""
+        if self._gram is None and sum(map(len, self._rows)) + len(rows) <= self.num_channels:
             self._rows.append(rows.clone())  # a view would keep all of the activation, and follow its changes
             return
         self._rows.append(rows)
@@ -165,7 +181,7 @@ class InputStatistics:
     def _fold_rows(self) -> None:
         for rows in self._rows:
             if self._gram is None:
-                self._gram = rows.T @ rows
-            else:
-                self._gram.addmm_(rows.T, rows)
+                self._gram = rows.new_zeros(self.num_channels, self.num_channels)
+            add_upper(self._gram, rows)
+            self._is_whole = False
         self._rows = []

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from octavo.core.calibration.solvers.awq import (
+    ScaledRounding,
     alphas,
     awq_scale,
+    block_length,
     relative_columns,
     search_awq,
-    search_awq_on_tokens,
 )
-from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.calibration.solvers.grid import amax_state
+from octavo.core.calibration.solvers.input_product import InputProduct
+from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec, fake_quantize
 
 INT4 = QuantSpec("int4", PerBlock(((-1, 16),)))
-FP8_INPUT = QuantSpec("e4m3", PerTensor())
 
 
 def layer(dtype: torch.dtype, seed: int) -> tuple[Tensor, list[Tensor]]:
@@ -44,7 +46,7 @@ def test_alpha_equals_that_of_forward_passes(dtype: torch.dtype, seed: int) -> N
     act_mean = torch.stack([x.abs().mean(0) for x in batches]).mean(0)
     x = torch.cat(batches)
 
-    found = search_awq(weight, act_mean, x.T @ x, INT4)
+    found = search_awq(weight, act_mean, InputProduct(x.T @ x), INT4)
 
     columns, losses = relative_columns(weight, 16), {}
     for alpha in alphas():
@@ -75,15 +77,56 @@ def test_there_are_eleven_alphas() -> None:
     assert alphas()[1] == torch.tensor(0.1).item()
 
 
-def test_search_on_tokens_counts_the_rounding_of_inputs() -> None:
-    weight, batches = layer(torch.float32, 0)
-    x = torch.cat(batches)
+def large_layer(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    loud = torch.exp(1.5 * torch.randn(48, generator=generator))
+    rows = torch.exp(torch.randn(900, 1, generator=generator))
+    weight = torch.randn(900, 48, generator=generator) * torch.rand(48, generator=generator) * rows
+    return weight, torch.randn(64, 48, generator=generator) * loud
 
-    found = search_awq_on_tokens(weight, x.abs().mean(0), x, INT4, FP8_INPUT)
 
-    scale = 1 / found.pre_quant_scale
-    step = (x / scale).abs().max() / 448
-    inputs = (x / scale / step).to(torch.float8_e4m3fn).float() * step
-    error = (inputs @ int4(weight * scale).T - x @ weight.T).square().sum().item()
-    assert math.isclose(found.errors[found.alpha], error, rel_tol=1e-2)
-    assert found.errors[found.alpha] == min(found.errors.values())
+FORMATS = [
+    INT4,
+    QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0, dynamic=True),
+    QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0),
+    QuantSpec("int4", PerChannel(0)),
+    QuantSpec("int4", PerTensor()),
+    QuantSpec("int4", PerBlock(((-1, 16), (-2, 16)))),
+]
+
+
+@pytest.mark.parametrize("spec", FORMATS, ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_many_rows_have_the_alpha_of_all_of_them(spec: QuantSpec, seed: int, as_tokens: bool) -> None:
+    weight, x = large_layer(seed)
+    act_mean = x.abs().mean(0)
+
+    found = search_awq(
+        weight, act_mean, InputProduct(None, [x]) if as_tokens else InputProduct(x.T @ x), spec
+    )
+
+    columns, errors = relative_columns(weight, block_length(spec)), {}
+    for alpha in alphas():
+        scale = awq_scale(act_mean, columns, alpha)
+        scaled = weight * scale
+        state = amax_state(scaled, spec)
+        rounded = fake_quantize(scaled, [state[name] for name in spec.state], spec) * (1 / scale)
+        errors[alpha] = (x.double() @ (rounded - weight).double().T).square().sum().item()
+    assert found.alpha == min(errors, key=errors.__getitem__)
+    assert all(math.isclose(found.errors[alpha], errors[alpha], rel_tol=0.3) for alpha in errors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spec", FORMATS[:4], ids=str)
+def test_rows_are_rounded_as_in_the_whole_weight(spec: QuantSpec, dtype: torch.dtype) -> None:
+    weight, scale = large_layer(0)[0].to(dtype), torch.linspace(0.5, 2, 48)
+    rows = torch.tensor([899, 3, 3, 250])
+
+    found = ScaledRounding(weight, spec, scale, weight.abs().amax(0)).change(rows)
+
+    scaled = weight * scale.to(dtype)
+    state = amax_state(scaled, spec)
+    rounded = fake_quantize(scaled, [state[name] for name in spec.state], spec)
+    expected = rounded.float() * (1 / scale).to(dtype).float() - weight.float()
+    assert torch.equal(found, expected[rows])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from octavo.core.calibration.solvers.awq_clip import block_errors, block_grams, clip_ratios, search_clip
+from octavo.core.calibration.solvers.awq_clip import block_errors, clip_ratios, search_clip
 from octavo.core.calibration.solvers.grid import amax_state
+from octavo.core.calibration.solvers.input_product import InputProduct
 from octavo.core.errors import UnsupportedError
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec, fake_quantize
 
@@ -27,7 +28,7 @@ def test_ratios_are_the_peers() -> None:
 def test_blocks_are_clipped_as_their_own_outputs_say() -> None:
     weight, x = layer()
 
-    found = search_clip(weight, x.T @ x, INT4)["amax"]
+    found = search_clip(weight, InputProduct(x.T @ x), INT4)["amax"]
 
     largest = amax_state(weight, INT4)["amax"]
     for block in range(3):
@@ -48,14 +49,14 @@ def test_blocks_are_clipped_as_their_own_outputs_say() -> None:
 def test_block_errors_leave_out_products_of_blocks() -> None:
     change, x = torch.ones(1, 3), torch.tensor([[1.0, 2.0, 4.0]])
 
-    assert block_errors(change, block_grams(x.T @ x, 2)).tolist() == [[9.0, 16.0]]
+    assert block_errors(change, InputProduct(x.T @ x).blocks(2)).tolist() == [[9.0, 16.0]]
 
 
 @pytest.mark.parametrize(("spec", "name"), [(NVFP4, "global_amax"), (QuantSpec("int4", PerTensor()), "amax")])
 def test_a_range_of_the_whole_tensor_is_clipped_by_the_whole_error(spec: QuantSpec, name: str) -> None:
     weight, x = layer()
 
-    found = search_clip(weight, x.T @ x, spec)
+    found = search_clip(weight, InputProduct(x.T @ x), spec)
 
     largest = weight.abs().max()
     errors = [
@@ -69,13 +70,13 @@ def test_scales_per_channel_are_refused() -> None:
     weight, x = layer()
 
     with pytest.raises(UnsupportedError, match=r"found int4 channel0; use a format with block_sizes"):
-        search_clip(weight, x.T @ x, QuantSpec("int4", PerChannel(0)))
+        search_clip(weight, InputProduct(x.T @ x), QuantSpec("int4", PerChannel(0)))
 
 
 def test_ranges_are_rounded_to_the_dtype_asked_for() -> None:
     weight, x = layer()
 
-    found = search_clip(weight, x.T @ x, INT4, amax_dtype=torch.bfloat16)["amax"]
+    found = search_clip(weight, InputProduct(x.T @ x), INT4, amax_dtype=torch.bfloat16)["amax"]
 
     assert found.dtype == torch.float32
     assert torch.equal(found, found.bfloat16().float())

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from octavo.core.calibration.solvers.svdquant import correction, low_rank
 
 
-def test_low_rank_leaves_the_smaller_singular_values() -> None:
+@pytest.mark.parametrize("shape", [(10, 16), (16, 10), (12, 12)], ids=str)
+def test_low_rank_leaves_the_smaller_singular_values(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    weight = torch.randn(10, 16)
+    weight = torch.randn(shape)
+    values = torch.linalg.svdvals(weight)
 
     found = low_rank(weight, 4)
 
     left = torch.linalg.svdvals(weight - found.up @ found.down)
-    torch.testing.assert_close(left[:6], torch.linalg.svdvals(weight)[4:], rtol=1e-4, atol=1e-5)
-    assert (found.down.shape, found.up.shape) == ((4, 16), (10, 4))
+    torch.testing.assert_close(left[: len(values) - 4], values[4:], rtol=1e-4, atol=1e-5)
+    assert (found.down.shape, found.up.shape) == ((4, shape[1]), (shape[0], 4))
+    torch.testing.assert_close(found.up.norm(dim=0), values[:4], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.down @ found.down.T, torch.eye(4), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)], ids=str)
+def test_a_weight_of_less_rank_is_taken_out_whole(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape[0], 2) @ torch.randn(2, shape[1])
+
+    for found, expected in (
+        (low_rank(weight, 4), weight),
+        (low_rank(torch.zeros(shape), 4), torch.zeros(shape)),
+    ):
+        torch.testing.assert_close(found.up @ found.down, expected, rtol=1e-5, atol=1e-6)
+        assert found.up.abs().max() <= 2 * weight.norm()
 
 
 def test_a_rank_beyond_the_weights_is_filled_with_zeros_in_its_dtype() -> None:

@@ -64,6 +64,47 @@ def test_few_tokens_are_kept_instead_of_their_gram() -> None:
     assert torch.linalg.matrix_rank(found.gram()) == 5
 
 
+@pytest.mark.parametrize("tokens", [[2, 4], [2, 5], [9, 2]], ids=str)
+def test_the_product_is_that_of_all_tokens(tokens: list[int]) -> None:
+    found = seen(batches(tokens)).product()
+
+    x = torch.cat(batches(tokens), 1)[0]
+    torch.testing.assert_close(found.errors(torch.eye(6)), x.square().sum(0))
+    assert (found.gram is None) == (len(x) <= 6), "tokens where they are no more than channels"
+
+
+@pytest.mark.parametrize("channels", [256, 300, 700])
+def test_the_gram_of_many_channels_is_symmetric_and_grows_on(channels: int) -> None:
+    data = batches([channels, 30, 50], channels)
+    found = seen(data[:2])
+    first = found.gram().clone()  # looked at in between
+    found.add(data[2])
+
+    for gram, parts in ((first, data[:2]), (found.gram(), data)):
+        x = torch.cat(parts, 1)[0].double()
+        assert torch.equal(gram, gram.T)
+        torch.testing.assert_close(gram, (x.T @ x).float(), rtol=1e-4, atol=1e-3)
+
+
+def test_shards_of_many_channels_merge_whole() -> None:
+    data = batches([310, 20, 300, 15], 300)
+    one, other = seen(data[:2]), seen(data[2:])
+
+    one.merge(other)
+
+    x = torch.cat(data, 1)[0].double()
+    torch.testing.assert_close(one.gram(), (x.T @ x).float(), rtol=1e-4, atol=1e-3)
+
+
+def test_the_product_of_merged_shards_has_the_tokens_of_both() -> None:
+    one, other = seen(batches([2])), seen(batches([40]))
+
+    one.merge(other)
+
+    x = torch.cat([batches([2])[0], batches([40])[0]], 1)[0]
+    torch.testing.assert_close(one.product().errors(torch.eye(6)), x.square().sum(0))
+
+
 def test_held_tokens_are_spread_over_all_that_were_seen() -> None:
     rows = torch.arange(100.0)[:, None]
     found = seen([rows[:7], rows[7:50], rows[50:]])

@@ -1,4 +1,4 @@
-"""What rounding costs a layer's output, from its input's Gram matrix or from some of its input's tokens."""
+"""Weights and inputs rounded to nearest, with scales from their largest magnitudes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ import torch
 from torch import Tensor
 
 from octavo.core.calibration.solvers.grid import amax_state
-from octavo.core.formats import QuantSpec, fake_quantize
+from octavo.core.formats import PerBlock, PerChannel, PerToken, QuantSpec, fake_quantize
 
 
-def gram_error(change: Tensor, gram: Tensor) -> Tensor:
-    """Return ‖X · changeᵀ‖², fp32 [], from `gram` = XᵀX alone: tr(change · gram · changeᵀ).
+def rounded_weight(weight: Tensor, spec: QuantSpec, global_amax: Tensor | None = None) -> Tensor:
+    """Return `weight` [out, in] rounded to nearest, with scales from its own largest magnitudes.
 
     Args:
-        change: fp32 [out, in], the rounded weight minus the weight.
-        gram: fp32 [in, in].
+        weight: Any float dtype.
+        spec: Its format, not stacked.
+        global_amax: fp32 [], the largest magnitude of the weight whose rows these are; by default their own.
     """
-    return ((change @ gram) * change).sum()
-
-
-def rounded_weight(weight: Tensor, spec: QuantSpec) -> Tensor:
-    """Return `weight` [out, in] rounded to nearest, with scales from its own largest magnitudes."""
     state = amax_state(weight, spec)
+    if global_amax is not None:
+        state["global_amax"] = global_amax
     return fake_quantize(weight, [state[name] for name in spec.state], spec)
+
+
+def rounds_rows_alone(spec: QuantSpec) -> bool:
+    """Whether a row of a weight is rounded without regard to other rows, but for the largest magnitude of all."""
+    match spec.granularity:
+        case PerBlock(sizes=((-1, _),)) | PerToken() | PerChannel(axis=0 | -2):
+            return True
+    return False
 
 
 def rounded_input(x: Tensor, amax: Tensor, spec: QuantSpec) -> Tensor:
@@ -36,11 +42,6 @@ def rounded_input(x: Tensor, amax: Tensor, spec: QuantSpec) -> Tensor:
         spec: Of an activation: calibrated per tensor, dynamic, or dynamic with a calibrated global scale.
     """
     return fake_quantize(x, [amax.float()] * len(spec.state), spec)
-
-
-def output_error(rounded: Tensor, x: Tensor, target: Tensor) -> float:
-    """Return ‖x · roundedᵀ − target‖²; `rounded` [out, in], `x` [tokens, in], `target` [tokens, out], all fp32."""
-    return float((x @ rounded.T - target).square().sum())
 
 
 def stacked_rows(weights: Sequence[Tensor], spec: QuantSpec | None = None) -> Tensor:
