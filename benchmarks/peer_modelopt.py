@@ -6,7 +6,7 @@ import argparse
 
 import torch
 import workload
-from torch import nn
+from torch import Tensor, nn
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def main() -> None:
     case = workload.CASES[options.case]
     config = case.config(getattr(mtq, case.preset))
 
-    def quantize(model: nn.Module) -> nn.Module:
-        return mtq.quantize(model, config, workload.forward_loop)  # type: ignore[no-any-return]
+    def quantize(model: nn.Module, batches: list[Tensor]) -> None:
+        mtq.quantize(model, config, lambda target: workload.forward_loop(target, batches))
 
     # Its FP4 formats do not run on a CPU, so that quantized forward passes are left out.
     workload.measure(

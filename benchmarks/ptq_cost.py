@@ -4,8 +4,9 @@ Run: python benchmarks/ptq_cost.py [--json] [--repeats N] [--cases GLOBS] [--pee
 
 --peer names the Python of an environment with nvidia-modelopt[hf]==0.47.0, transformers==5.14.* and torch==2.13.0;
 its rows come from the same run, on the same model and data. Every repeat measures a plain pass beside it, and the
-median ratio is reported; a quantized forward pass is measured the same way. Each case has a process of its own, whose
-megabytes are the memory that quantizing took. Correctness is checked first: every scale must equal a direct
+median ratio is reported, with the least and the most; a quantized forward pass is measured the same way. Each case has
+a process of its own, whose megabytes are the memory that quantizing took. Its row is printed to stderr as JSON as soon
+as it is there, so that an interrupted run is not lost. Correctness is checked first: every scale must equal a direct
 computation's. The cases are in workload.py; one whose algorithm this version does not have is left out, and named.
 """
 
@@ -70,7 +71,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         table.add_row(
             row["tool"],
             row["case"],
-            f"{row['passes']:.3f}",
+            "{:.3f} ({:.3f} to {:.3f})".format(row["passes"], *row["passes_range"]),
             f"{row['cpu_seconds']:.2f}",
             f"{row['megabytes']:.0f}",
             "-" if forward is None else f"{forward:.2f}",
@@ -105,7 +106,7 @@ def check(base: nn.Module) -> None:
 
     layers = {n: m for n, m in base.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"}
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    workload.forward_loop(base)
+    workload.forward_loop(base, workload.data())
     for handle in handles:
         handle.remove()
     model = octavo.quantize(copy.deepcopy(base), octavo.FP8_DEFAULT_CFG, workload.data(), quiet=True)
@@ -118,10 +119,10 @@ def check(base: nn.Module) -> None:
 
 def measure(case: str, repeats: int) -> None:
     """Print the row of a case."""
-    config, batches = config_of(case), workload.data()
+    config = config_of(case)
 
-    def quantize(model: nn.Module) -> nn.Module:
-        return octavo.quantize(model, config, batches, quiet=True)
+    def quantize(model: nn.Module, batches: list[Tensor]) -> None:
+        octavo.quantize(model, config, batches, quiet=True)
 
     workload.measure(f"octavo {octavo.__version__}", case, quantize, repeats, forward=True)
 
@@ -133,7 +134,9 @@ def run(python: str, script: str, case: str, options: argparse.Namespace) -> lis
     if result.returncode != 0:
         print(f"{case}, {python} failed:\n{result.stderr[-1000:]}", file=sys.stderr)
         return []
-    return [json.loads(result.stdout.splitlines()[-1])]
+    row = result.stdout.splitlines()[-1]
+    print(row, file=sys.stderr, flush=True)
+    return [json.loads(row)]
 
 
 if __name__ == "__main__":

@@ -42,12 +42,17 @@ CASES = {
     "INT4 g32 AWQ-lite": Case("INT4_AWQ_CFG", 32),
     "INT4 g32 AWQ-full": Case("INT4_AWQ_CFG", 32, {"method": "awq_full", "alpha_step": 0.1}),
     "INT4 g32 GPTQ": Case("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32, "gptq"),
+    "NVFP4 MSE": Case("NVFP4_W4A4_WEIGHT_MSE_FP8_SWEEP_CFG"),
+    "NVFP4 local Hessian": Case("NVFP4_W4A4_WEIGHT_LOCAL_HESSIAN_CFG"),
+    "INT4 g32 HQQ": Case("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32, "hqq", peer=False),
     "INT4 g32 compensate": Case("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32, "compensate", peer=False),
+    "INT4 g32 learned rounding": Case("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32, "learned_rounding", peer=False),
 }
+Quantize = Callable[[nn.Module, list[Tensor]], object]
 
 
-def model() -> nn.Module:
-    """A random fp32 Llama: hidden 512, 8 layers, 8 heads (4 for keys and values), feed-forward 1376."""
+def model(num_layers: int = 8) -> nn.Module:
+    """A random fp32 Llama: hidden 512, 8 heads (4 for keys and values), feed-forward 1376."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -55,7 +60,7 @@ def model() -> nn.Module:
         vocab_size=VOCABULARY,
         hidden_size=512,
         intermediate_size=1376,
-        num_hidden_layers=8,
+        num_hidden_layers=num_layers,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=TOKENS,
@@ -71,9 +76,9 @@ def data() -> list[Tensor]:
 
 
 @torch.no_grad()
-def forward_loop(target: nn.Module) -> None:
+def forward_loop(target: nn.Module, batches: list[Tensor]) -> None:
     """Run the data through a model."""
-    for ids in data():
+    for ids in batches:
         target(ids)
 
 
@@ -84,30 +89,28 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure(
-    tool: str, case: str, quantize: Callable[[nn.Module], nn.Module], repeats: int, forward: bool
-) -> None:
+def measure(tool: str, case: str, quantize: Quantize, repeats: int, forward: bool) -> None:
     """Print a row as JSON: the cost of quantizing fresh copies, in plain passes, and of a quantized pass.
 
-    Megabytes are those by which the first call raises the most memory that the process ever had, so that a process
-    measures one case.
+    `quantize` changes the model that it is given. What the first call of a tool imports and keeps is left out: it
+    quantizes a model of one layer before. Megabytes are those by which a call raises the most memory that the
+    process ever had, so that a process measures one case.
     """
-    base = model()
-    copies = copy.deepcopy(base)
-    forward_loop(base)
-    before = peak_megabytes()
-    quantized = quantize(copies)  # imports and caches, too
-    megabytes = peak_megabytes() - before
-    passes, seconds, forwards = [], [], []
+    base, batches = model(), data()
+    quantize(model(num_layers=1), batches[:1])
+    forward_loop(base, batches[:1])
+    passes, seconds, forwards, megabytes = [], [], [], []
     for _ in range(repeats):
-        copies = copy.deepcopy(base)
-        plain = cpu_seconds(lambda: forward_loop(base))
-        spent = cpu_seconds(lambda: quantize(copies))  # noqa: B023
-        passes.append(spent / plain)
-        seconds.append(spent)
+        plain = cpu_seconds(lambda: forward_loop(base, batches))
+        quantized = copy.deepcopy(base)
+        before = peak_megabytes()
+        seconds.append(cpu_seconds(lambda: quantize(quantized, batches)))  # noqa: B023
+        passes.append(seconds[-1] / plain)
+        megabytes.append(peak_megabytes() - before)
         if forward:
-            forwards.append(cpu_seconds(lambda: forward_loop(quantized)) / plain)
-    row = {"tool": tool, "case": case, "passes": statistics.median(passes), "megabytes": megabytes}
+            forwards.append(cpu_seconds(lambda: forward_loop(quantized, batches)) / plain)  # noqa: B023
+    row: dict[str, Any] = {"tool": tool, "case": case, "repeats": repeats, "megabytes": max(megabytes)}
+    row |= {"passes": statistics.median(passes), "passes_range": [min(passes), max(passes)]}
     row |= {"cpu_seconds": statistics.median(seconds)}
     print(json.dumps(row | ({"forward_passes": statistics.median(forwards)} if forwards else {})))
 

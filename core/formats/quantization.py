@@ -17,6 +17,8 @@ from octavo.core.formats.scales import Scales, beside, scales_from_amax, step_fr
 from octavo.core.formats.spec import QuantSpec
 
 _RANGE_SLACK = 1 + 2.0**-20
+# Bits of numbers without a sign are ordered as the numbers, NaN last; integers are compared twice as fast.
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class Quantized(NamedTuple):
@@ -53,10 +55,8 @@ def compute_amax(x: Tensor, spec: QuantSpec) -> Tensor:
 
 
 def _largest(magnitudes: Tensor, dims: tuple[int, ...]) -> Tensor:
-    if magnitudes.dtype != torch.float32:
-        return magnitudes.amax(dims, keepdim=True)
-    # Bits of numbers without a sign are ordered as the numbers, NaN last; integers are compared twice as fast.
-    return magnitudes.view(torch.int32).amax(dims, keepdim=True).view(torch.float32)
+    bits = _BITS.get(magnitudes.dtype, magnitudes.dtype)
+    return magnitudes.view(bits).amax(dims, keepdim=True).view(magnitudes.dtype)
 
 
 def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
@@ -77,8 +77,9 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor
     keepdim = keepdim_shape(spec.granularity, x.shape)
     factors = [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
     for part, result, *factor in pieces([view, values, *factors]):
-        grid = round_to_grid(_in_steps(part, spec, *factor), spec.element_type, spec.ties)
-        result.copy_(grid.mul_(factor[0]))
+        steps = _in_steps(part, spec, *factor)
+        grid = round_to_grid(steps, spec.element_type, spec.ties, scratch=steps)
+        torch.mul(grid, factor[0], out=result)
     return unblocked(values, spec.granularity, x.shape)
 
 

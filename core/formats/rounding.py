@@ -14,7 +14,9 @@ _EXPONENT_BITS = 0x7F800000  # of an fp32 number
 _NATIVE_FLOATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
-def round_to_grid(x: Tensor, element: ElementType, ties: Ties = "even") -> Tensor:
+def round_to_grid(
+    x: Tensor, element: ElementType, ties: Ties = "even", scratch: Tensor | None = None
+) -> Tensor:
     """Return the value of `element` nearest to each of `x`; beyond the range, its largest.
 
     Args:
@@ -22,14 +24,15 @@ def round_to_grid(x: Tensor, element: ElementType, ties: Ties = "even") -> Tenso
         element: The element type.
         ties: `even`: ties go to the even code. `toward_zero`: ties go to the smaller magnitude, and an exact
             zero becomes −0.
+        scratch: A tensor like `x` to overwrite on the way, or `x` itself where its values are of no more use.
 
     Returns:
         fp32 tensor of the same shape. Sub-byte floats store no −0 under `even`, except for values that
         round to it from below.
     """
     if not element.is_float:
-        return x.round().clamp_(element.min, element.max).add_(0.0)  # integers have no −0
-    x = x.clamp(element.min, element.max)
+        return torch.round(x, out=scratch).clamp_(element.min, element.max).add_(0.0)  # integers have no −0
+    x = torch.clamp(x, element.min, element.max, out=scratch)
     is_native = element.name in _NATIVE_FLOATS
     if (
         ties == "even" and is_native and x.device.type != "cpu"
@@ -44,8 +47,8 @@ def round_to_grid(x: Tensor, element: ElementType, ties: Ties = "even") -> Tenso
 
 def _round_to_even(x: Tensor, element: ElementType) -> Tensor:
     # Beside 1.5 · 2^23 steps, fp32 numbers are one step apart: adding that rounds, ties to even, for either sign.
-    large = _exponents(x, element).mul_(1.5 * 2.0 ** (23 - element.mantissa_bits))
-    return (x + large).sub_(large).copysign_(x)
+    power, large = _exponents(x, element), 1.5 * 2.0 ** (23 - element.mantissa_bits)
+    return torch.add(x, power, alpha=large).sub_(power, alpha=large).copysign_(x)
 
 
 def _exponents(x: Tensor, element: ElementType) -> Tensor:

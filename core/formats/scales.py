@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.core.formats.elements import element_type
+from octavo.core.formats.rounding import round_to_grid
 from octavo.core.formats.spec import QuantSpec
 
 # Blocks whose amax is smaller count as zero, so that neither max/amax overflows nor amax/max vanishes.
@@ -58,8 +60,9 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
         global_scale = global_scale_from_amax(global_amax, spec)
         ratio = amax / (largest * beside(global_scale, amax))
         ratio = torch.where(amax == 0, 1.0, ratio).clamp(E4M3_SMALLEST, E4M3_MAX)
-        stored = ratio.to(torch.float8_e4m3fn)
-        return Scales(stored, global_scale, stored.float() * beside(global_scale, amax), None)
+        rounded = round_to_grid(ratio, element_type("e4m3"))
+        stored = rounded.to(torch.float8_e4m3fn)
+        return Scales(stored, global_scale, rounded * beside(global_scale, amax), None)
     is_zero = amax.abs() < SMALLEST_AMAX
     if spec.arithmetic == "multiply":
         inverse = torch.where(is_zero, 1.0, _inverse(amax, spec))

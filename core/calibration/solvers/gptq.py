@@ -9,7 +9,6 @@ from torch import Tensor
 
 from octavo.core.calibration.solvers.damping import feedback
 from octavo.core.calibration.solvers.grid import Grid
-from octavo.core.calibration.solvers.objective import gram_error
 from octavo.core.formats.rounding import round_to_grid
 
 
@@ -24,16 +23,12 @@ class GptqResult:
         damping: Fraction of the Gram matrix's mean diagonal that was added to it; above the one asked for where
             the matrix was not positive definite with that.
         num_dead: Columns whose input was always zero; they were rounded to nearest.
-        error_before: Squared output error of rounding to nearest, summed over rows and tokens.
-        error_after: The same of `weight`.
     """
 
     weight: Tensor
     unrounded: Tensor
     damping: float
     num_dead: int
-    error_before: float
-    error_after: float
 
 
 @torch.no_grad()
@@ -63,8 +58,7 @@ def gptq(
     found = feedback(gram[order][:, order], damping)
     columns = _round_columns(weight.T[order], grid.step.T[order], grid, found.factor, block)
     result, unrounded = (_in_place(rows, order) for rows in columns)
-    before, after = (float(gram_error(new - weight, gram).sum()) for new in (grid.round(weight), result))
-    return GptqResult(result, unrounded, found.damping, found.num_dead, before, after)
+    return GptqResult(result, unrounded, found.damping, found.num_dead)
 
 
 def column_order(gram: Tensor, act_order: bool) -> Tensor:
