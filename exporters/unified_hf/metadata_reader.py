@@ -9,7 +9,7 @@ from typing import Any
 
 from octavo.core.errors import CheckpointError
 from octavo.core.model.shard_reader import read_json
-from octavo.exporters.unified_hf.caches import CACHES
+from octavo.exporters.unified_hf.caches import CACHES, NVFP4_AFFINE
 from octavo.exporters.unified_hf.metadata import MIXED
 
 NESTED_FILE = "hf_quant_config.json"
@@ -24,7 +24,7 @@ class Metadata:
         directory: The checkpoint.
         quant_algo: Format of all quantized layers, MIXED_PRECISION, or None when only the cache is quantized.
         group_size: Block length, or None where it is not said.
-        cache: Format of keys and values in the cache, `FP8` or `NVFP4`, or None.
+        cache: Format of keys and values in the cache, `FP8`, `NVFP4` or `NVFP4_AFFINE`, or None.
         exclude: Layers that are left out.
         layers: `quant_algo` and perhaps `group_size` of each layer of a mixed checkpoint.
     """
@@ -121,7 +121,11 @@ def _cache(fields: Mapping[str, Any], file: Path) -> str | None:
         match scheme:
             case {"num_bits": int(bits), "type": "float"} if bits in _CACHE_NAMES:
                 return _CACHE_NAMES[bits]
-        raise CheckpointError(f"{file}: kv_cache_scheme must be a float of 4 or 8 bits, found {scheme!r}")
+            case str(spelled) if spelled in CACHES:
+                return spelled
+        raise CheckpointError(
+            f"{file}: kv_cache_scheme must be a float of 4 or 8 bits or {NVFP4_AFFINE!r}, found {scheme!r}"
+        )
     if str(name).upper() not in CACHES:
         raise CheckpointError(f"{file}: unknown kv_cache_quant_algo {name!r}; known: {', '.join(CACHES)}")
     return str(name).upper()
