@@ -36,6 +36,8 @@ def attach(model: nn.Module, layers: Sequence[LayerSetting]) -> None:
             site = layer.site
             off: dict[str, tuple[StageSetting, ...]] = dict.fromkeys(site.quantized.constant_names(), ())
             swap_with(site.name, site.layer, site.quantized, off | layer.quantizers)
+            for quantizer, rotation in layer.rotations.items():
+                getattr(site.layer, quantizer).rotation = rotation
     plugins().prepare_model(model)
 
 
@@ -103,7 +105,7 @@ def make_quantizer(
 ) -> Quantizer:
     """Return a quantizer of these stages for tensors of `shape`, uncalibrated but for pinned amax."""
     stages = [
-        TensorQuantizer(setting.spec, shape, device, setting.range_mask, setting.calibrator)
+        TensorQuantizer(setting.spec, shape, device, setting.range_mask, setting.calibrator, setting.bias)
         for setting in settings
     ]
     for stage, setting in zip(stages, settings, strict=True):

@@ -26,7 +26,9 @@ from octavo.core.model.targets import check_target
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantExperts, QuantModule, quantized_layers, tensor_quantizers
 from octavo.core.plugins import plugins
-from octavo.core.quantizers import TensorQuantizer
+from octavo.core.quantizers import Rotation, TensorQuantizer
+
+_FACTORS = ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class _Before:
     spec: QuantSpec | None
     state: dict[str, Tensor]
     enabled: bool
+    rotation: Rotation | None
     factors: dict[str, Tensor | None]
 
     @classmethod
@@ -47,11 +50,12 @@ class _Before:
             quantizer.spec,
             state if _has_state(quantizer) else {},
             quantizer.enabled,
-            {name: getattr(quantizer, name) for name in ("pre_quant_scale", "low_rank_down", "low_rank_up")},
+            quantizer.rotation,
+            {name: getattr(quantizer, name) for name in _FACTORS},
         )
 
     def restore(self) -> None:
-        self.quantizer.enabled = self.enabled
+        self.quantizer.enabled, self.quantizer.rotation = self.enabled, self.rotation
         for name, tensor in self.factors.items():
             setattr(self.quantizer, name, tensor)
         if self.spec is not None:
@@ -206,10 +210,10 @@ def _apply(
 
 def _turn_off(model: nn.Module, dialect: Dialect) -> None:
     for _, layer in quantized_layers(model):
-        for name, quantizer in layer.quantizers().items():
-            if not dialect.has_place_for(layer, name):
-                for stage in quantizer.stages():
-                    stage.enabled = False
+        quantizers = layer.quantizers()
+        for name in [name for name in quantizers if not dialect.has_place_for(layer, name)]:
+            for stage in quantizers[name].stages():
+                stage.enabled, stage.rotation = False, None
 
 
 def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:

@@ -23,9 +23,9 @@ from octavo.core.modules import (
 )
 from octavo.core.plan.settings import StageSetting
 from octavo.core.plugins import plugins
-from octavo.core.quantizers import Calibrator, Quantizer, TensorQuantizer
+from octavo.core.quantizers import Bias, Calibrator, Quantizer, Rotation, TensorQuantizer
 
-_FACTORS = ("pre_quant_scale", "low_rank_down", "low_rank_up")
+_FACTORS = ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value")
 
 
 def describe_quantizers(model: nn.Module) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def describe_quantizers(model: nn.Module) -> dict[str, Any]:
                 quantizer_name: [
                     _describe_stage(stage)
                     for stage in quantizer.stages()
-                    if stage.spec is not None or _shapes_of(stage)
+                    if stage.spec is not None or stage.rotation is not None or _shapes_of(stage)
                 ]
                 for quantizer_name, quantizer in layer.quantizers().items()
             },
@@ -62,10 +62,12 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
         swap_with(layer.name, layer.layer, layer.quantized, layer.stages)
         for quantizer_name, enabled in layer.enabled.items():
             quantizer: Quantizer = getattr(layer.layer, quantizer_name)
-            scales = layer.scales[quantizer_name]
-            # One that is off has no description, unless it multiplies.
-            for stage, is_on, shapes in zip(quantizer.stages(), enabled, scales, strict=False):
-                stage.enabled = is_on
+            scales, rotations = layer.scales[quantizer_name], layer.rotations[quantizer_name]
+            # One that is off has no description, unless it multiplies or rotates.
+            for stage, is_on, shapes, rotation in zip(
+                quantizer.stages(), enabled, scales, rotations, strict=False
+            ):
+                stage.enabled, stage.rotation = is_on, rotation
                 for buffer, shape in shapes.items():
                     setattr(stage, buffer, torch.full(shape, torch.nan, device=_device_of(layer.layer)))
     plugins().prepare_model(model)
@@ -73,7 +75,7 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _DescribedLayer:
-    """A layer, its quantized class, and stages, switches and shapes of factors of its quantizers by name."""
+    """A layer, its quantized class, and stages, switches, shapes of factors and rotations of its quantizers."""
 
     name: str
     layer: nn.Module
@@ -81,6 +83,7 @@ class _DescribedLayer:
     stages: dict[str, tuple[StageSetting, ...]]
     enabled: dict[str, tuple[bool, ...]]
     scales: dict[str, tuple[dict[str, tuple[int, ...]], ...]]
+    rotations: dict[str, tuple[Rotation | None, ...]]
 
 
 def _read_layer(
@@ -93,7 +96,7 @@ def _read_layer(
         )
     quantized = _quantized_class(name, modules[name], part(data, "attention", bool, where), experts.get(name))
     quantizers = part(data, "quantizers", dict, where)
-    stages, enabled, scales = {}, {}, {}
+    stages, enabled, scales, rotations = {}, {}, {}, {}
     for quantizer_name in quantizers:
         described = part(quantizers, quantizer_name, list, where)
         stages[quantizer_name] = tuple(
@@ -103,12 +106,13 @@ def _read_layer(
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
         scales[quantizer_name] = tuple(_read_shapes(stage, where) for stage in described)
+        rotations[quantizer_name] = tuple(_read_rotation(stage, where) for stage in described)
     if set(quantizers) - set(quantized.on_demand) != set(quantized.constant_names()):
         raise ModeError(
             f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
             f"{', '.join(quantized.quantizer_names)}"
         )
-    return _DescribedLayer(name, modules[name], quantized, stages, enabled, scales)
+    return _DescribedLayer(name, modules[name], quantized, stages, enabled, scales, rotations)
 
 
 def _quantized_class(
@@ -127,7 +131,22 @@ def _read_stage(data: Any, where: str) -> StageSetting:
     spec = QuantSpec.from_json(part(data, "spec", dict, where))
     calibrator = part(data, "calibrator", dict, where) if "calibrator" in data else {"method": "max"}
     range_mask = part(data, "range_mask", bool, where)
-    return StageSetting(spec, None, range_mask, Calibrator.from_json(calibrator))
+    return StageSetting(spec, None, range_mask, Calibrator.from_json(calibrator), _read_bias(data, where))
+
+
+def _read_bias(data: Any, where: str) -> Bias | None:
+    if "bias" not in data:
+        return None
+    bias, where = part(data, "bias", dict, where), f"{where}: bias"
+    method = part(bias, "method", str, where)
+    return Bias(tuple(part(bias, "axes", list, where)), method, part(bias, "dynamic", bool, where))
+
+
+def _read_rotation(data: Any, where: str) -> Rotation | None:
+    if "rotation" not in data:
+        return None
+    rotation, where = part(data, "rotation", dict, where), f"{where}: rotation"
+    return Rotation(rotation.get("block_size"), part(rotation, "back", bool, where))
 
 
 def _read_shapes(data: Any, where: str) -> dict[str, tuple[int, ...]]:
@@ -147,6 +166,8 @@ def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
         "calibrator": stage.calibrator.to_json(),
         "pre_quant_scale": None,
         **_shapes_of(stage),
+        **({} if stage.bias is None else {"bias": stage.bias.to_json()}),
+        **({} if stage.rotation is None else {"rotation": stage.rotation.to_json()}),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from octavo.core.calibration.bias_collector import BiasCollector
 from octavo.core.calibration.collectors import AmaxCollector, AmaxMemo, Both, collecting
 from octavo.core.calibration.experts import amax_of_unrouted, counting_tokens, routing_notes
 from octavo.core.calibration.part import WHOLE, Part
@@ -60,7 +61,12 @@ def calibrate_max(
         )
     memo = AmaxMemo()
     collectors = {q: _collector(q, q.spec, memo) for _, q in waiting if q.spec is not None}
-    attached = _together(collectors, inputs)
+    biases = {
+        q: BiasCollector(q.bias, collectors[q])
+        for q in collectors
+        if q.bias is not None and not q.bias.dynamic
+    }
+    attached = _together({**collectors, **biases}, inputs)
     if bad_batches is not None:
         shown = {quantizer: collector.name for quantizer, collector in inputs.items()}
         attached = bad_batches.guards(attached, shown | {q: name for name, q in waiting})
@@ -74,6 +80,8 @@ def calibrate_max(
     _check_reached([name for name, _ in waiting if name not in seen and name not in unrouted], bad_batches)
     _check_finite(seen, {name: collectors[q] for name, q in waiting})
     _set_states(collectors)
+    for quantizer, collector in biases.items():
+        quantizer.bias_value = None if collector.value is None else collector.value.float()
     notes = list(routing_notes(tokens, unrouted))
     for note in notes:
         say(f"warning: {note}", quiet)

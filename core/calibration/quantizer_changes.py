@@ -15,15 +15,17 @@ from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.config.entries import parse_rules, stage_attributes
 from octavo.core.config.rules import Rule, decide
 from octavo.core.config.spec_attributes import spec_attributes
+from octavo.core.config.transforms import transform_attributes
 from octavo.core.console import say
 from octavo.core.errors import ConfigError, ModeError, PlanError, listed
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantModule, class_key, quantized_layers
 from octavo.core.plan.checks import block_problems, state_problems, tied_problems
-from octavo.core.plan.settings import LayerSetting, StageSetting, stage_setting
+from octavo.core.plan.settings import LayerSetting, StageSetting, stage_settings
 from octavo.core.plan.sites import Site
+from octavo.core.plan.transforms import rotation_of
 from octavo.core.plan.unmatched import describe_unmatched, is_surprising, unmatched_rules
-from octavo.core.quantizers import Quantizer, TensorQuantizer
+from octavo.core.quantizers import Quantizer, Rotation, TensorQuantizer
 
 Names = str | Callable[[str], bool]  # a glob on quantizers' full names, or a function that is asked with each
 
@@ -176,6 +178,7 @@ def _decide_quantizer(site: Site, quantizer: str, rules: Sequence[Rule]) -> _Dec
     before = [
         {
             **spec_attributes(stage.spec.unstacked()),
+            **transform_attributes(stage.bias, stage.rotation),
             "enable": stage.enabled,
             "pass_through_bwd": not stage.range_mask,
         }
@@ -186,15 +189,24 @@ def _decide_quantizer(site: Site, quantizer: str, rules: Sequence[Rule]) -> _Dec
     decision = decide(name, classes, rules, before, site.config_names(quantizer))
     if not decision.rules or not (before or any(map(_gives_format, decision.rules))):
         return _Decided(LayerSetting(site, {}, "", decision.rules), quantizer)
+    _check_rotation(name, current.stages()[0].rotation, rotation_of(site, quantizer, decision.stages))
     shape = site.quantized.quantizer_shape(site.layer, quantizer)
     old, new = (
-        tuple(stage_setting(name, attributes, shape, site.is_stacked(quantizer)) for attributes in stages)
+        stage_settings(name, stages, shape, site.is_stacked(quantizer))
         for stages in (decide(name, classes, (), before).stages, decision.stages)
     )
     # Compared with what its attributes mean, not with its spec: a model read back has a dialect's arithmetic.
-    is_new = [(s.spec, s.pinned_amax) for s in new] != [(s.spec, None) for s in old]
+    is_new = [(s.spec, s.pinned_amax, s.bias) for s in new] != [(s.spec, None, s.bias) for s in old]
     enabled = tuple(attributes.enable for attributes in decision.stages)
     return _Decided(LayerSetting(site, {quantizer: new}, "", decision.rules), quantizer, enabled, is_new)
+
+
+def _check_rotation(name: str, current: Rotation | None, asked: Rotation | None) -> None:
+    if current != asked:
+        raise ConfigError(
+            f"{name}: what rotates is chosen when a model is quantized; found {current or 'no rotation'}, asked for "
+            f"{asked or 'none'}. Unquantize the model and quantize it again"
+        )
 
 
 def _current(layer: QuantModule, quantizer: str) -> Quantizer:
@@ -234,6 +246,7 @@ def _apply_one(decision: _Decided) -> None:
         # What is folded into another weight stays, whatever the format.
         for name in ("pre_quant_scale", "low_rank_down", "low_rank_up"):
             setattr(quantizer.stages()[0], name, getattr(decision.current.stages()[0], name))
+        quantizer.stages()[0].rotation = decision.current.stages()[0].rotation
         setattr(layer, decision.quantizer, quantizer)
     for stage, setting, enabled in zip(
         decision.current.stages(), decision.stages, decision.enabled, strict=True

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from octavo.core.config.transforms import read_bias, read_rotation
 from octavo.core.errors import ConfigError, UnsupportedError, nearest
 from octavo.core.formats import (
     Granularity,
@@ -17,7 +18,7 @@ from octavo.core.formats import (
     element_type,
 )
 from octavo.core.formats.spec import ScaleType
-from octavo.core.quantizers import Calibrator
+from octavo.core.quantizers import Bias, Calibrator, Rotation
 
 E4M3_MAX = 448.0
 # The block scale of the tensor's largest magnitude with four_over_six: it leaves room for scales of 1.5 times that.
@@ -27,8 +28,6 @@ _BLOCK_OPTIONS = ("type", "scale_bits", "scale_block_sizes", "scale_rounding", "
 # Attributes that are understood and not available yet, with the value that means "not used".
 _UNAVAILABLE = {
     "fake_quant": True,
-    "bias": None,
-    "rotate": False,
     "backend": None,
     "backend_extra_args": None,
     "learn_amax": False,
@@ -54,6 +53,10 @@ class QuantizerAttributes(BaseModel):
         effective_bits: Bits per value with scales; only informs searches.
         calibrator: How calibration chooses `amax`: `max`, `entropy` (also called `histogram`), `percentile`, `mse`, or
             a dict with `method` and the options of `Calibrator`.
+        bias: Subtracted before rounding and added again after: {negative axis: None, …} of the dims that share one,
+            with `type` (`static` or `dynamic`) and `method` (`mean` or `max_min`). Of queries, keys and values.
+        rotate: A Hadamard transform before rounding, also of a quantizer that is off: True, or a dict with `enable`,
+            `mode` (`rotate` or `rotate_back`) and `block_size`. Of queries, keys and values.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -85,12 +88,6 @@ class QuantizerAttributes(BaseModel):
         if value is None:
             return None
         return {int(k) if isinstance(k, str) and k.lstrip("-").isdigit() else k: v for k, v in value.items()}
-
-    @field_validator("rotate")
-    @classmethod
-    def _switched_off(cls, value: bool | dict[str, Any]) -> bool | dict[str, Any]:
-        """Read a rotation whose `enable` is False as none."""
-        return False if isinstance(value, dict) and value.get("enable") is False else value
 
     def pinned_amax(self) -> float | None:
         """Return the constant amax, or None when it is calibrated."""
@@ -139,6 +136,28 @@ class QuantizerAttributes(BaseModel):
                 f"calibrator {calibrator.method!r} excludes constant_amax={self.pinned_amax()}; give one of them"
             )
         return calibrator
+
+    def to_bias(self) -> Bias | None:
+        """Return what is subtracted before rounding, or None.
+
+        Raises:
+            ConfigError, UnsupportedError: it is wrong, or not available; or the amax is constant.
+        """
+        bias = read_bias(self.bias)
+        if bias is not None and self.pinned_amax() is not None:
+            raise ConfigError(
+                f"bias={self.bias!r} excludes constant_amax={self.pinned_amax()}, which says that nothing is "
+                "calibrated; give one of them"
+            )
+        return bias
+
+    def to_rotation(self) -> Rotation | None:
+        """Return how the tensor is rotated before it is rounded, or None.
+
+        Raises:
+            ConfigError: an option is unknown or has a wrong value.
+        """
+        return read_rotation(self.rotate)
 
     def _spec(self, element: str) -> QuantSpec:
         if self.block_sizes is None:

@@ -60,6 +60,8 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
             quantizer.set_state(**activation.state)
         if activation.pre_quant_scale is not None:
             quantizer.pre_quant_scale.copy_(activation.pre_quant_scale)
+        if activation.bias_value is not None:
+            quantizer.bias_value.copy_(activation.bias_value)
         if activation.low_rank is not None:
             quantizer.low_rank_down.copy_(activation.low_rank[0])
             quantizer.low_rank_up.copy_(activation.low_rank[1])
@@ -200,5 +202,7 @@ def _described(model: nn.Module, activations: Mapping[str, InputState]) -> dict[
             "low_rank_down": None if low_rank[0] is None else list(low_rank[0].shape),
             "low_rank_up": None if low_rank[1] is None else list(low_rank[1].shape),
         }
+        if activation.bias is not None and activation.bias_value is not None:
+            stage |= {"bias": activation.bias.to_json(), "bias_value": list(activation.bias_value.shape)}
         layer["quantizers"][quantizer] = [stage]
     return described

@@ -14,6 +14,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.export_report import ExportReport
 from octavo.core.modules import QuantModule
 from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.quantizers import Bias
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,16 @@ class InputState:
         state: Its calibrated tensor, as `TensorQuantizer.set_state` takes it.
         pre_quant_scale: Factor of each channel [n], or None.
         low_rank: (`low_rank_down`, `low_rank_up`) of a weight's quantizer, or None.
+        bias: How a bias follows from the tensor, or None.
+        bias_value: That bias, fp32, broadcast to the tensor.
     """
 
     spec: QuantSpec | None
     state: dict[str, Tensor]
     pre_quant_scale: Tensor | None = None
     low_rank: tuple[Tensor, Tensor] | None = None
+    bias: Bias | None = None
+    bias_value: Tensor | None = None
 
 
 class QuantizedCheckpoint(Protocol):

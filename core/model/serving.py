@@ -86,7 +86,7 @@ def model_serving(model: nn.Module, target: str) -> Serving:
                 for q, weight in layer.quantized_weights().items()
                 if weight.dim() == 2 or q in stacked
             }
-            layers |= served_parts(name, type(layer), specs, shapes, name in fused)
+            layers |= served_parts(name, type(layer), specs, shapes, name in fused, _transforms(layer))
     served = best_serving(layers, target)
     if served.status == "refused":
         raise ExportError(
@@ -101,6 +101,13 @@ def _shapes(name: str, weight: Tensor, description: ModelDescription | None) -> 
     if segments is None:
         return (tuple(weight.shape),)
     return tuple((segments.num_rows(role), weight.shape[-1]) for role in segments.rows_per_group)
+
+
+def _transforms(layer: QuantModule) -> tuple[str, ...]:
+    """Return what the quantizers of a layer that do more than round do, each once."""
+    stages = [stage for quantizer in layer.quantizers().values() for stage in quantizer.stages()]
+    found = [str(one) for stage in stages for one in (stage.rotation, stage.bias) if one is not None]
+    return tuple(dict.fromkeys(found))
 
 
 def _check_untied(model: nn.Module) -> None:

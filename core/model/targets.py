@@ -27,12 +27,14 @@ class ServedLayer:
             all of a stack; none where it has no such weight.
         is_fused: For the engine it is part of a joined layer (q/k/v, gate/up), or is such a layer itself.
         is_linear: It multiplies with its weight, as all layers do whose quantized weights checkpoints store.
+        transforms: What is done to queries, keys and values before they are rounded.
     """
 
     chains: Mapping[str, Sequence[QuantSpec]]
     shapes: tuple[tuple[int, ...], ...] = ()
     is_fused: bool = False
     is_linear: bool = True
+    transforms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def served_parts(
     chains: Mapping[str, Sequence[QuantSpec]],
     shapes: Mapping[str, tuple[tuple[int, ...], ...]],
     is_fused: bool,
+    transforms: tuple[str, ...] = (),
 ) -> dict[str, ServedLayer]:
     """Return what an engine meets of one layer of the class `quantized`, each of its weights for itself.
 
@@ -74,9 +77,10 @@ def served_parts(
         chains: The formats of its quantizers that are on.
         shapes: As in `ServedLayer`, by quantizer.
         is_fused: As in `ServedLayer`.
+        transforms: As in `ServedLayer`.
     """
     if issubclass(quantized, QuantAttention):
-        return {name: ServedLayer(chains)}
+        return {name: ServedLayer(chains, transforms=transforms)}
     is_linear = not issubclass(quantized, (QuantConvolution, QuantEmbedding))
     parts = {}
     for slot in quantized.weight_slots():
@@ -165,11 +169,19 @@ def _verdicts(
         yield what, verdict, names
         if verdict.status != "refused":
             yield from _shape_verdicts(exporter, layer_format, {n: layers[n] for n in names}, target)
+    yield from _transform_verdicts(layers)
     for cache, names in caches.items():
         yield f"keys and values {cache}", exporter.serves_cache(target, cache), names
     if len(formats) > 1:
         names = [name for group in formats.values() for name in group]
         yield f"{len(formats)} formats in one checkpoint", exporter.serves_mixture(target, formats), names
+
+
+def _transform_verdicts(layers: Mapping[str, ServedLayer]) -> Iterator[tuple[str, Verdict, list[str]]]:
+    verdict = Verdict("refused", "no engine is known that rotates, or subtracts biases, as a checkpoint says")
+    for transform in dict.fromkeys(t for layer in layers.values() for t in layer.transforms):
+        names = [name for name, layer in layers.items() if transform in layer.transforms]
+        yield f"queries, keys or values {transform}", verdict, names
 
 
 def _shape_verdicts(

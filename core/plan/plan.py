@@ -102,6 +102,14 @@ class Plan:
             if not any(quantizer in (s.quantizer, s.inputs) for s in layer.site.quantized.weight_slots())
         }
 
+    def transforms(self) -> dict[str, str]:
+        """Return what quantizers do beside rounding (rotate, subtract a bias), by the quantizer's full name."""
+        return {
+            layer.site.quantizer_name(quantizer): transform
+            for layer in self.layers
+            for quantizer, transform in layer.transforms().items()
+        }
+
     def check(self) -> None:
         """Refuse a plan that cannot work.
 
@@ -135,6 +143,7 @@ class Plan:
             "other_quantizers": {
                 name: [spec.to_json() for spec in specs] for name, specs in self.other_quantizers().items()
             },
+            "transforms": self.transforms(),
             "groups": [list(group) for group in self.groups],
             "exporter": self.exporter,
             "statistics": {
@@ -160,6 +169,8 @@ class Plan:
             formats.update([kind] if kind else [])
         for name, specs in self.other_quantizers().items():
             formats[f"{name.rpartition('.')[2]} {_chain(specs)}"] += 1
+        for name, transform in self.transforms().items():
+            formats[f"{name.rpartition('.')[2]} {transform}"] += 1
         lines += [f"  {count} x {name}" for name, count in formats.items()]
         left_out: dict[str, list[str]] = {}
         for tensor in self.tensors:

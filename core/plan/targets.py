@@ -53,7 +53,9 @@ def _served_layers(
                 slot.quantizer: _rank_shapes(layer, slot.quantizer, description, tp)
                 for slot in quantized.weight_slots()
             }
-            served |= served_parts(name, quantized, _chains(layer), shapes, name in fused)
+            served |= served_parts(
+                name, quantized, _chains(layer), shapes, name in fused, tuple(layer.transforms().values())
+            )
     return served
 
 

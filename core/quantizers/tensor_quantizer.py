@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from octavo.core import ops
 from octavo.core.errors import ModeError
 from octavo.core.formats import QuantSpec
+from octavo.core.quantizers.bias import Bias
 from octavo.core.quantizers.calibrator import MAX, Calibrator
+from octavo.core.quantizers.rotation import Rotation
 
 
 class Collector(Protocol):
@@ -35,12 +37,15 @@ class TensorQuantizer(nn.Module):
         enabled: False passes tensors through and keeps the state.
         range_mask: Stop gradients where a value saturates.
         calibrator: How calibration chooses `amax`.
+        bias: What is subtracted before rounding and added again after, or None.
+        rotation: How the tensor is rotated before rounding, also while the quantizer is off; or None.
         collector: While set, sees every tensor and nothing is rounded (calibration).
         pre_quant_scale: fp32 factor of each channel of the last dim, applied to the tensor first, before the collector
             sees it; None when no algorithm made one.
         low_rank_down: fp32 [rank, in] on a linear layer's weight quantizer: with `low_rank_up`, the layer adds
             ``(x · downᵀ) · upᵀ`` of its input times `pre_quant_scale` to its output; None when no algorithm made one.
         low_rank_up: fp32 [out, rank].
+        bias_value: fp32, the static `bias`, broadcast to the tensor; None until calibrated.
     """
 
     spec: QuantSpec | None
@@ -50,6 +55,7 @@ class TensorQuantizer(nn.Module):
     pre_quant_scale: Tensor | None
     low_rank_down: Tensor | None
     low_rank_up: Tensor | None
+    bias_value: Tensor | None
 
     def __init__(
         self,
@@ -58,13 +64,16 @@ class TensorQuantizer(nn.Module):
         device: torch.device | None = None,
         range_mask: bool = True,
         calibrator: Calibrator = MAX,
+        bias: Bias | None = None,
     ) -> None:
         super().__init__()
         self.enabled = spec is not None
         self.range_mask = range_mask
         self.calibrator = calibrator
+        self.bias = bias
+        self.rotation: Rotation | None = None
         self.collector: Collector | None = None
-        for name in ("pre_quant_scale", "low_rank_down", "low_rank_up"):
+        for name in ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value"):
             self.register_buffer(name, None)
         self.spec = spec
         self._key = ops.NOTHING if spec is None else spec.key
@@ -120,15 +129,35 @@ class TensorQuantizer(nn.Module):
         return x if self.pre_quant_scale is None else (x * self.pre_quant_scale).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` rounded to the format, or as it is while disabled or collecting."""
-        return ops.operand(self.observe(x), self.active_state(), self.active_key, self.range_mask)
+        """Return `x` rounded to the format, or as it is while disabled or collecting; rotated in any case."""
+        x = self.observe(x)
+        if self.bias is None or not self.is_active:
+            x = self._rounded(x)
+        else:
+            bias = self._bias_of(x, self.bias)
+            x = self._rounded(x - bias) + bias
+        return self.rotation.apply(x) if self.rotation is not None and self.rotation.back else x
 
     def observe(self, x: Tensor) -> Tensor:
-        """Apply `pre_quant_scale` and show the tensor to the collector, without rounding."""
+        """Apply `pre_quant_scale` and `rotation` and show the tensor to the collector, without rounding."""
         x = self.scaled(x)
+        if self.rotation is not None:
+            x = self.rotation.apply(x)
         if self.collector is not None:
             self.collector.collect(self, x)
         return x
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        return ops.operand(x, self.active_state(), self.active_key, self.range_mask)
+
+    def _bias_of(self, x: Tensor, bias: Bias) -> Tensor:
+        if bias.dynamic:
+            return bias.of(x)
+        if self.bias_value is None:
+            raise ModeError(
+                f"the {bias} of this quantizer was never calibrated; call octavo.calibrate with data first"
+            )
+        return self.bias_value.to(x.dtype)
 
     @property
     def is_active(self) -> bool:
@@ -153,8 +182,15 @@ class TensorQuantizer(nn.Module):
         return self.state_tensors() if self.is_active else []
 
     @property
+    def has_static_bias(self) -> bool:
+        """Whether calibration finds a bias."""
+        return self.bias is not None and not self.bias.dynamic
+
+    @property
     def needs_calibration(self) -> bool:
-        """Whether the format has state that was never set. Reads a tensor: not for use inside forward."""
+        """Whether there is state that was never set. Reads a tensor: not for use inside forward."""
+        if self.has_static_bias and self.bias_value is None:
+            return True
         return bool(self._state_names) and not bool(self.calibrated)
 
     @torch.no_grad()
@@ -201,15 +237,19 @@ class TensorQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe format and state for `print(model)`."""
+        transforms = [str(one) for one in (self.rotation, self.bias) if one is not None]
+        return ", ".join([*self._shown_state(), *transforms])
+
+    def _shown_state(self) -> list[str]:
         if self.spec is None or not self.enabled:
-            return "off"
+            return ["off"]
         calibrated = self._buffers.get("calibrated")
         if calibrated is None or calibrated.is_meta:
-            return str(self.spec)
+            return [str(self.spec)]
         if not calibrated:
-            return f"{self.spec}, not calibrated"
+            return [str(self.spec), "not calibrated"]
         shown = [
             f"{name}={value.item():.4g}" if value.dim() == 0 else f"{name}={list(value.shape)}"
             for name, value in self.named_state().items()
         ]
-        return ", ".join([str(self.spec), *shown])
+        return [str(self.spec), *shown]

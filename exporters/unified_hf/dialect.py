@@ -11,7 +11,7 @@ from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 from octavo.core.model.exporter import LayerFormat, LinearFold, SmoothingFolds
 from octavo.core.modules import QuantAttention, QuantModule
 from octavo.exporters.unified_hf.activation_scales import divisor_of, scale_from_state, state_from_scale
-from octavo.exporters.unified_hf.caches import CACHE_QUANTIZERS
+from octavo.exporters.unified_hf.caches import stored_quantizers
 from octavo.exporters.unified_hf.schemes import scheme_for
 from octavo.exporters.unified_hf.targets import keeps_one_scale
 
@@ -82,10 +82,10 @@ class UnifiedHfDialect:
         """Whether checkpoints hold what `quantizer` of `layer` does.
 
         They hold weights, inputs of layers with such weights, keys and values: no outputs, no queries, no softmax
-        outputs, and nothing of norms and poolings.
+        outputs, nothing of norms and poolings, and no rotations: keys and values of layers that rotate have none.
         """
         if isinstance(layer, QuantAttention):
-            return quantizer in CACHE_QUANTIZERS
+            return quantizer in stored_quantizers(layer)
         return bool(layer.quantized_weights()) and quantizer != "output_quantizer"
 
     def activation_state(

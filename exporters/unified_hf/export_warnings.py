@@ -9,6 +9,7 @@ from torch import nn
 from octavo.core.errors import listed
 from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.model.serving import active_specs, unstored_quantizers
+from octavo.core.modules import QuantModule
 from octavo.core.plugins import plugins
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.inspection import ExportableModel
@@ -29,6 +30,11 @@ def export_warnings(model: nn.Module, parts: ExportableModel) -> Iterator[str]:
             f"for them ({listed(unscaled, 2)})"
         )
     yield from unstored_quantizers(model, UnifiedHfDialect())
+    if rotated := [name for name, layer in parts.attention.items() if _rotates(layer)]:
+        yield (
+            f"checkpoints do not say that queries and keys are rotated, so the cache of {len(rotated)} layers is left "
+            f"as it is ({listed(rotated, 2)}); octavo.save keeps it"
+        )
     layers = plugins().attention_layers(model)
     specs = {name: active_specs(layer) for name, layer in parts.attention.items()}
     plain = [f"{name}.k_bmm_quantizer" for name in layers if "k_bmm_quantizer" not in specs.get(name, {})]
@@ -41,6 +47,10 @@ def export_warnings(model: nn.Module, parts: ExportableModel) -> Iterator[str]:
     unread = sorted(name for name in algorithms if not is_read_by_an_engine(name))
     if unread:
         yield f"no serving engine reads {', '.join(unread)} yet; Octavo does"
+
+
+def _rotates(layer: QuantModule) -> bool:
+    return any(stage.rotation is not None for q in layer.quantizers().values() for stage in q.stages())
 
 
 def _is_dynamic_tensor(spec: QuantSpec | None) -> bool:

@@ -21,7 +21,7 @@ from octavo.core.modules import (
     original_class,
     quantized_layers,
 )
-from octavo.exporters.unified_hf.caches import CACHE_QUANTIZERS, CACHES, cache_name
+from octavo.exporters.unified_hf.caches import CACHES, NVFP4_AFFINE, cache_name, stored_quantizers
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_for, schemes
 
 
@@ -34,12 +34,14 @@ class ExportableModel:
         schemes: Their formats, by the same names.
         attention: Attention layers that have a quantizer on.
         kv: Format of keys and values, or None.
+        has_bias: Whether biases are subtracted from keys and values.
     """
 
     weights: dict[str, StoredWeight]
     schemes: dict[str, Scheme]
     attention: dict[str, QuantAttention]
     kv: QuantSpec | None
+    has_bias: bool = False
 
 
 def inspect_model(model: nn.Module) -> ExportableModel:
@@ -86,7 +88,7 @@ def inspect_model(model: nn.Module) -> ExportableModel:
     kv = _kv_format(attention)
     if not weights and kv is None:
         raise ExportError("no quantizer is on that a checkpoint stores; save_pretrained writes a plain model")
-    return ExportableModel(weights, found, attention, kv)
+    return ExportableModel(weights, found, attention, kv, _has_bias(attention))
 
 
 def _check_stacks(weights: dict[str, StoredWeight], found: dict[str, Scheme]) -> None:
@@ -146,14 +148,14 @@ def _kv_format(attention: dict[str, QuantAttention]) -> QuantSpec | None:
     formats: dict[QuantSpec, list[str]] = {}
     alone = []
     for name, layer in attention.items():
-        chains = {q: chain for q, chain in active_specs(layer).items() if q in CACHE_QUANTIZERS}
+        chains = {q: chain for q, chain in active_specs(layer).items() if q in stored_quantizers(layer)}
         if len(chains) == 1:
             alone.append(f"{name}.{next(iter(chains))}")
         for quantizer, chain in chains.items():
             for spec in chain:
                 formats.setdefault(spec, []).append(f"{name}.{quantizer}")
     if len(formats) > 1 or any(cache_name(spec) is None for spec in formats):
-        known = " or ".join(map(str, CACHES.values()))
+        known = " or ".join(dict.fromkeys(map(str, CACHES.values())))
         found = "; ".join(f"{spec} at {listed(names, 2)}" for spec, names in formats.items())
         raise ExportError(f"the KV cache of a checkpoint has one format, {known}; found {found}")
     if alone:
@@ -162,3 +164,20 @@ def _kv_format(attention: dict[str, QuantAttention]) -> QuantSpec | None:
             "quantize both"
         )
     return next(iter(formats), None)
+
+
+def _has_bias(attention: dict[str, QuantAttention]) -> bool:
+    """Return whether the cache has biases: all of it or nothing."""
+    stages = {
+        f"{name}.{quantizer}": layer.quantizers()[quantizer].stages()[0]
+        for name, layer in attention.items()
+        for quantizer in stored_quantizers(layer)
+    }
+    biased = [name for name, stage in stages.items() if stage.enabled and stage.bias is not None]
+    plain = [name for name, stage in stages.items() if stage.enabled and stage.bias is None]
+    if biased and plain:
+        raise ExportError(
+            f"a checkpoint's cache has biases of all keys and values or of none ({NVFP4_AFFINE}); found one at "
+            f"{listed(biased, 2)} and none at {listed(plain, 2)}"
+        )
+    return bool(biased)

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from octavo.core.formats import QuantSpec
-from octavo.exporters.unified_hf.caches import cache_name
+from octavo.exporters.unified_hf.caches import NVFP4_AFFINE, cache_name
 from octavo.exporters.unified_hf.schemes import Scheme, block_length
 
 # Readers test the producer's name and version, so they name the dialect; `written_by` names the writer.
@@ -17,17 +17,20 @@ MIXED = "MIXED_PRECISION"
 LayerSchemes = Mapping[str, tuple[Scheme, QuantSpec]]
 
 
-def nested_metadata(layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequence[str]) -> dict[str, Any]:
+def nested_metadata(
+    layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequence[str], has_bias: bool = False
+) -> dict[str, Any]:
     """Return hf_quant_config.json.
 
     Args:
         layers: Scheme and stored weight format of each quantized layer, by checkpoint name.
         kv: Format of keys and values in the cache, or None.
         exclude: Layers left out, by checkpoint name.
+        has_bias: Whether biases are subtracted from keys and values.
     """
     quantization: dict[str, Any] = {
         "quant_algo": _quant_algo(layers),
-        "kv_cache_quant_algo": None if kv is None else cache_name(kv),
+        "kv_cache_quant_algo": None if kv is None else cache_name(kv, has_bias),
     }
     if quantization["quant_algo"] == MIXED:
         quantization["quantized_layers"] = _quantized_layers(layers)
@@ -40,7 +43,9 @@ def nested_metadata(layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequenc
     return {"producer": _producer(), "quantization": quantization}
 
 
-def flat_metadata(layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequence[str]) -> dict[str, Any]:
+def flat_metadata(
+    layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequence[str], has_bias: bool = False
+) -> dict[str, Any]:
     """Return the `quantization_config` of config.json; arguments as in `nested_metadata`."""
     quant_algo = _quant_algo(layers)
     flat: dict[str, Any] = {}
@@ -54,7 +59,8 @@ def flat_metadata(layers: LayerSchemes, kv: QuantSpec | None, exclude: Sequence[
     if quant_algo == MIXED:
         flat["quantized_layers"] = _quantized_layers(layers)
     if kv is not None:
-        flat["kv_cache_scheme"] = _group_format(kv)
+        name = cache_name(kv, has_bias)
+        flat["kv_cache_scheme"] = name if name == NVFP4_AFFINE else _group_format(kv)
     return {**flat, "producer": _producer(), "quant_method": "modelopt"}
 
 

@@ -24,7 +24,7 @@ class Metadata:
         directory: The checkpoint.
         quant_algo: Format of all quantized layers, MIXED_PRECISION, or None when only the cache is quantized.
         group_size: Block length, or None where it is not said.
-        cache: Format of keys and values in the cache, `FP8` or `NVFP4`, or None.
+        cache: Format of keys and values in the cache, `FP8`, `NVFP4` or `NVFP4_AFFINE`, or None.
         exclude: Layers that are left out.
         layers: `quant_algo` and perhaps `group_size` of each layer of a mixed checkpoint.
     """
@@ -121,6 +121,8 @@ def _cache(fields: Mapping[str, Any], file: Path) -> str | None:
         match scheme:
             case {"num_bits": int(bits), "type": "float"} if bits in _CACHE_NAMES:
                 return _CACHE_NAMES[bits]
+            case "NVFP4" | "NVFP4_AFFINE" as spelled:  # as ModelOpt writes them
+                return spelled
         raise CheckpointError(f"{file}: kv_cache_scheme must be a float of 4 or 8 bits, found {scheme!r}")
     if str(name).upper() not in CACHES:
         raise CheckpointError(f"{file}: unknown kv_cache_quant_algo {name!r}; known: {', '.join(CACHES)}")

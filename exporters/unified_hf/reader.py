@@ -17,7 +17,7 @@ from octavo.core.model.shard_reader import ShardReader, config_dtype, read_json
 from octavo.core.model.stored_weight import part_name
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.exporters.unified_hf.activation_scales import divisor_of, state_from_scale
-from octavo.exporters.unified_hf.caches import CACHES
+from octavo.exporters.unified_hf.caches import BIAS, CACHES, NVFP4_AFFINE
 from octavo.exporters.unified_hf.metadata_reader import NESTED_FILE, read_metadata
 from octavo.exporters.unified_hf.schemes import Scheme, scheme_named
 from octavo.exporters.unified_hf.spelling import CODE_DTYPES, unspell, weight_shape
@@ -25,6 +25,7 @@ from octavo.exporters.unified_hf.stack_spelling import unspell_stack
 
 _WEIGHT_PARTS = ("weight", "weight_scale", "weight_scale_2")
 _CACHE_SCALES = ("k_scale", "v_scale")
+_CACHE_BIASES = (".k_bias", ".v_bias")
 _STACK_BLOCK = 16  # of NVFP4, the only format with blocks that stacks in one tensor have
 _FACTOR = "pre_quant_scale"
 _LOW_RANK = ("svdquant_lora_a", "svdquant_lora_b")
@@ -65,7 +66,7 @@ class UnifiedHfCheckpoint:
         scales = {self._part(stack, scale) for stack in self._stacks for scale in _SCALES}
         for name in self._shards.names():
             module, _, suffix = name.rpartition(".")
-            if suffix in _SCALES or name in scales:
+            if suffix in _SCALES or name in scales or self._is_cache_bias(name):
                 continue
             if name in weights:
                 yield name, self._weight(weights[name])
@@ -219,8 +220,31 @@ class UnifiedHfCheckpoint:
                     place = attention if module == attention else f"{attention}.{letter}_proj"
                     quantizer = f"{letter}_bmm_quantizer"
                     state = self._state(quantizer, spec, f"{place}.{letter}_scale")
-                    states[f"{attention}.{quantizer}"] = InputState(spec, state)
+                    bias = self._cache_bias(f"{place}.{letter}_bias")
+                    how = None if bias is None else BIAS
+                    states[f"{attention}.{quantizer}"] = InputState(spec, state, bias=how, bias_value=bias)
         return states
+
+    def _is_cache_bias(self, name: str) -> bool:
+        """Whether a tensor is what is subtracted from keys or values, and no parameter that a model calls so."""
+        return name.endswith(_CACHE_BIASES) and f"{name.removesuffix('bias')}scale" in self._shards
+
+    def _cache_bias(self, name: str) -> Tensor | None:
+        """Return what is subtracted from keys or values, fp32 [1, heads, 1, head_dim]; None where there is none."""
+        if name not in self._shards:
+            if self._metadata.cache == NVFP4_AFFINE:
+                raise CheckpointError(
+                    f"{self.directory}: tensor {name!r} is missing, which {NVFP4_AFFINE} needs"
+                )
+            return None
+        bias, where = self._shards.tensor(name), self._shards.where(name)
+        if bias.dim() != 4 or bias.shape[0] != 1 or bias.shape[2] != 1 or not bias.is_floating_point():
+            raise CheckpointError(
+                f"{where} has a float of shape [1, heads, 1, head_dim], found {bias.dtype} of shape {tuple(bias.shape)}"
+            )
+        if not bias.isfinite().all():
+            raise CheckpointError(f"{where} holds NaN or infinite values")
+        return bias.float()
 
 
 def is_unified_hf(directory: Path) -> bool:

@@ -115,18 +115,28 @@ def _companions(weight: StoredWeight) -> dict[str, Tensor]:
 
 
 def _cache_scales(parts: ExportableModel, modules: Mapping[str, str]) -> NamedTensors:
-    """Yield the scales of keys and values; the layers that make these carry them, where there are such."""
+    """Yield scales and biases of keys and values; the layers that make these carry them, where there are such."""
     for name, layer in parts.attention.items():
         for letter in "kv":
-            scale = _scale(layer, f"{letter}_bmm_quantizer")
+            module = modules.get(f"{name}.{letter}_proj", modules.get(name, name))
+            scale, bias = (find(layer, f"{letter}_bmm_quantizer") for find in (_scale, _bias))
             if scale is not None:
-                module = modules.get(f"{name}.{letter}_proj", modules.get(name, name))
                 yield f"{module}.{letter}_scale", scale
+            if bias is not None:
+                yield f"{module}.{letter}_bias", bias
 
 
 def _scale(layer: QuantModule, quantizer_name: str) -> Tensor | None:
     """Return the scale of an activation quantizer that is on and static, else None."""
     return _static_scale(layer.quantizers()[quantizer_name].stages()[0], quantizer_name)
+
+
+def _bias(layer: QuantModule, quantizer_name: str) -> Tensor | None:
+    """Return the bias of an activation quantizer that is on, in the dtype of the layer, or None."""
+    stage = layer.quantizers()[quantizer_name].stages()[0]
+    if not stage.enabled or stage.bias_value is None:
+        return None
+    return stage.bias_value.to(next(layer.parameters()).dtype)
 
 
 def _static_scale(stage: TensorQuantizer, quantizer_name: str) -> Tensor | None:
@@ -149,10 +159,10 @@ def _write_metadata(
     }
     exclude = [modules.get(name, name) for name in left_out_modules(model, parts.weights)]
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    config["quantization_config"] = flat_metadata(layers, parts.kv, exclude)
+    config["quantization_config"] = flat_metadata(layers, parts.kv, exclude, parts.has_bias)
     for file, data in (
         ("config.json", config),
-        ("hf_quant_config.json", nested_metadata(layers, parts.kv, exclude)),
+        ("hf_quant_config.json", nested_metadata(layers, parts.kv, exclude, parts.has_bias)),
     ):
         (folder / file).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
 

@@ -53,6 +53,12 @@ class KnownStatistics:
                 f"{where} hold maxima and no histograms, which the calibrators of {len(histograms)} quantizers need: "
                 f"{listed(histograms)}; use calibrator 'max', {_INSTEAD}"
             )
+        transformed = [name for name, q in waiting if q.has_static_bias or q.rotation is not None]
+        if transformed:
+            raise CalibrationError(
+                f"{where} hold maxima of tensors as they are, and {len(transformed)} quantizers rotate theirs or "
+                f"subtract a bias: {listed(transformed)}; leave 'bias' and 'rotate' out, {_INSTEAD}"
+            )
         unknown = [name for name, _ in waiting if _point(name) not in self._statistics.points]
         if unknown:
             outputs = any(_point(name).endswith("output_quantizer") for name in unknown)

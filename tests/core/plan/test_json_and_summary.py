@@ -16,7 +16,16 @@ def test_json_holds_everything() -> None:
     data = json.loads(json.dumps(plan.to_json(), allow_nan=False))
 
     sizes = ["version", "coverage", "bytes_before", "bytes_after"]
-    rest = ["tensors", "other_quantizers", "groups", "exporter", "statistics", "errors", "warnings"]
+    rest = [
+        "tensors",
+        "other_quantizers",
+        "transforms",
+        "groups",
+        "exporter",
+        "statistics",
+        "errors",
+        "warnings",
+    ]
     assert list(data) == [*sizes, *rest]
     assert (data["version"], data["coverage"], data["bytes_after"]) == (1, plan.coverage, plan.bytes_after)
     assert data["exporter"] == "unified_hf"
