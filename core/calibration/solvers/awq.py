@@ -52,7 +52,7 @@ def relative_columns(weight: Tensor, block: int | None) -> Tensor:
     if block is not None:
         padded = torch.nn.functional.pad(magnitude, (0, -num_columns % block))
         magnitude = padded.reshape(-1, block)
-    relative = magnitude / (magnitude.amax(1, keepdim=True) + torch.finfo(weight.dtype).tiny)
+    relative = magnitude.div_(magnitude.amax(1, keepdim=True) + torch.finfo(weight.dtype).tiny)
     return relative.reshape(weight.shape[0], -1)[:, :num_columns].mean(0).float()
 
 

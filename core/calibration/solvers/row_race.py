@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _LOUDEST = 32  # rows that are always compared: a few could outweigh what others foretell
-_FIRST, _MOST = 96, 1024  # rows drawn at first, and at most at once
+_FIRST, _MOST = 96, 256  # rows drawn at first, and at most at once
 _STANDARD_ERRORS = 5.0
 
 
