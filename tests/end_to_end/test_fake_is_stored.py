@@ -90,7 +90,7 @@ def test_what_no_checkpoint_holds_is_refused_and_saved(name: str, tmp_path: Path
     model, batches = tiny_llama(num_hidden_layers=1), token_batches()
     octavo.quantize(model, name, batches, quiet=True)
 
-    with pytest.raises(ExportError, match="formats that this dialect cannot store|no quantizer is on that"):
+    with pytest.raises(ExportError, match=r"formats that this dialect cannot store|no quantizer is on that"):
         octavo.export_hf_checkpoint(model, export_dir=tmp_path / "out", quiet=True)
     octavo.save(model, tmp_path / "saved")
     restored = octavo.restore(tiny_llama(num_hidden_layers=1), tmp_path / "saved")
