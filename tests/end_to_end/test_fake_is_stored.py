@@ -87,7 +87,7 @@ def test_every_available_preset_is_a_case_or_says_why_not() -> None:
 
 @pytest.mark.parametrize("name", sorted(NO_PLACE | NOTHING_STORED))
 def test_what_no_checkpoint_holds_is_refused_and_saved(name: str, tmp_path: Path) -> None:
-    model, batches = tiny_llama(num_hidden_layers=1), token_batches()
+    model, batches = tiny_llama(num_hidden_layers=1), token_batches(4)
     octavo.quantize(model, name, batches, quiet=True)
 
     with pytest.raises(ExportError, match=r"formats that this dialect cannot store|no quantizer is on that"):
