@@ -9,7 +9,7 @@ from typing import Any
 
 from octavo.core.errors import CheckpointError
 from octavo.core.model.shard_reader import read_json
-from octavo.exporters.unified_hf.caches import CACHES
+from octavo.exporters.unified_hf.caches import CACHES, NVFP4_AFFINE
 from octavo.exporters.unified_hf.metadata import MIXED
 
 NESTED_FILE = "hf_quant_config.json"
@@ -121,7 +121,7 @@ def _cache(fields: Mapping[str, Any], file: Path) -> str | None:
         match scheme:
             case {"num_bits": int(bits), "type": "float"} if bits in _CACHE_NAMES:
                 return _CACHE_NAMES[bits]
-            case "NVFP4" | "NVFP4_AFFINE" as spelled:  # as ModelOpt writes them
+            case str(spelled) if spelled in ("NVFP4", NVFP4_AFFINE):  # as ModelOpt writes them
                 return spelled
         raise CheckpointError(f"{file}: kv_cache_scheme must be a float of 4 or 8 bits, found {scheme!r}")
     if str(name).upper() not in CACHES:

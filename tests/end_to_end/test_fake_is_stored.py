@@ -11,7 +11,7 @@ from torch import Tensor
 import octavo
 from helpers.tiny import tiny_llama, token_batches
 from octavo.core.calibration.algorithms import algorithms_of
-from octavo.core.errors import UnsupportedError
+from octavo.core.errors import ExportError, UnsupportedError
 from octavo.core.evaluation.read_back import exporter_of
 from octavo.core.modules import quantized_layers
 from octavo.core.packed import PackedChain, PackedTensor
@@ -83,6 +83,19 @@ def test_every_available_preset_is_a_case_or_says_why_not() -> None:
     for name in NOTHING_TO_QUANTIZE | NEEDS_AN_ALGORITHM:
         with pytest.raises(octavo.OctavoError):
             octavo.quantize(tiny_llama(), octavo.preset(name), token_batches(), quiet=True)
+
+
+@pytest.mark.parametrize("name", sorted(NO_PLACE | NOTHING_STORED))
+def test_what_no_checkpoint_holds_is_refused_and_saved(name: str, tmp_path: Path) -> None:
+    model, batches = tiny_llama(num_hidden_layers=1), token_batches(4)
+    octavo.quantize(model, name, batches, quiet=True)
+
+    with pytest.raises(ExportError, match=r"formats that this dialect cannot store|no quantizer is on that"):
+        octavo.export_hf_checkpoint(model, export_dir=tmp_path / "out", quiet=True)
+    octavo.save(model, tmp_path / "saved")
+    restored = octavo.restore(tiny_llama(num_hidden_layers=1), tmp_path / "saved")
+    with torch.no_grad():
+        assert _same_bits(restored(batches[0]).logits, model(batches[0]).logits)
 
 
 def _same_bits(found: Tensor, expected: Tensor) -> bool:

@@ -34,7 +34,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def test_every_algorithm_is_a_case() -> None:
-    assert set(PRESETS) == set(ALGORITHMS) - {"max", "mse"}, "these choose scales alone, which go with the quantizers"
+    assert set(PRESETS) == set(ALGORITHMS) - {"max", "mse"}, (
+        "these choose scales alone, which go with the quantizers"
+    )
 
 
 @pytest.mark.parametrize("method", PRESETS)
