@@ -44,6 +44,8 @@ def check_tensors(files: StoredFiles, expected: ExpectedModel, reading: Reading)
         module = name.removesuffix(".weight")
         rules = reading.layers.get(module) if name.endswith(".weight") else None
         taken |= {f"{module}.{suffix}" for suffix in rules or ()} | {name}
+        if name not in files.names and _same_stored(files, expected, name):
+            continue
         if rules is None:
             yield from _check_plain(files, name, shape, expected, reading)
             if _is_quantized(files, module):
@@ -53,6 +55,7 @@ def check_tensors(files: StoredFiles, expected: ExpectedModel, reading: Reading)
         else:
             sizes = {"out": shape[0], "in": shape[-1], **reading.sizes.get(module, {})}
             yield from check_layer(files, module, rules, sizes)
+    yield from _check_tied(files, expected)
     yield from _extra(files, files.names - taken, reading)
 
 
@@ -64,8 +67,7 @@ def _check_plain(
     if name in expected.stacks and _is_quantized(files, name):
         return  # experts in one tensor: the dialect speaks of them
     if name not in files.names and not _is_quantized(files, module):
-        if not any(other in files.names for other in expected.same.get(name, ())):
-            yield error(name, "no such tensor", f"a float tensor {list(shape)}", EXPORT_AGAIN)
+        yield error(name, "no such tensor", f"a float tensor {list(shape)}", EXPORT_AGAIN)
         return
     if _is_quantized(files, module):
         why = reading.left_out.get(module, "the metadata does not say that it is quantized")
@@ -78,6 +80,20 @@ def _check_plain(
         yield error(name, f"{dtype} {list(found)}", f"a float tensor {list(shape)}", EXPORT_AGAIN)
     elif wrong := wrong_values(files.tensor(name), "finite"):
         yield error(name, wrong, "finite values", EXPORT_AGAIN)
+
+
+def _same_stored(files: StoredFiles, expected: ExpectedModel, name: str) -> bool:
+    """Whether the files hold another name of the parameter: a tied head is stored once."""
+    return any(other in files.names for other in expected.same.get(name, ()))
+
+
+def _check_tied(files: StoredFiles, expected: ExpectedModel) -> Iterator[Finding]:
+    """Yield tensors that are one parameter in the model and differ in the files: readers use one of them."""
+    for group in sorted({tuple(sorted(group)) for group in expected.same.values() if len(group) > 1}):
+        last, *others = [name for name in group if name in files.names] or [""]
+        if any(not files.tensor(last).float().equal(files.tensor(other).float()) for other in others):
+            needed = f"the same values as {', '.join(others)}: the config ties them"
+            yield error(last, "other values", needed, "Untie them in config.json, or leave this tensor out.")
 
 
 def _quantized_nowhere(files: StoredFiles, module: str, expected: ExpectedModel, reading: Reading) -> Finding:
