@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.core.errors import nearest
 from octavo.core.verification.finding import Finding, error, warning
 from octavo.core.verification.stored_files import EXPORT_AGAIN, StoredFiles
 from octavo.core.verification.stored_values import Values, wrong_values
@@ -69,13 +68,19 @@ def check_layer(
         if name in files.names:
             yield from _check_tensor(files, name, rule, sizes)
         elif not rule.optional:
-            beside = [other for other in files.names if other.startswith(f"{module}.")]
             yield error(
                 name,
-                f"no such tensor.{nearest(name, beside)}".rstrip("."),
+                f"no such tensor{_similar(files, module, suffix, rules)}",
                 f"{_dtypes(rule)} {_shown(rule.shape)}",
                 EXPORT_AGAIN,
             )
+
+
+def _similar(files: StoredFiles, module: str, suffix: str, rules: LayerRules) -> str:
+    """Return which tensor of the layer may be the missing one under another name."""
+    others = [name.removeprefix(f"{module}.") for name in files.names if name.startswith(f"{module}.")]
+    similar = sorted(other for other in others if suffix in other and other not in rules)
+    return f", but {module}.{similar[0]}" if similar else ""
 
 
 def _check_tensor(

@@ -51,6 +51,16 @@ def test_damage_is_named(shared: Path, tmp_path: Path, preset: str, damage: str)
     assert all(f.place.startswith(LAYER) for f in found)
 
 
+def test_a_renamed_tensor_is_found(shared: Path, tmp_path: Path) -> None:
+    change, _ = DAMAGE["renamed"]
+    found = errors(damaged(reference(shared, "dense", "FP8_DEFAULT_CFG"), tmp_path / "copy", change))
+
+    assert {(f.place.removeprefix(LAYER), f.found) for f in found} == {
+        (".weight_scale", f"no such tensor, but {LAYER}.weight_scales"),
+        (".weight_scales", "F32 []"),
+    }
+
+
 def test_unequal_global_scales_are_refused_with_the_factor(shared: Path, tmp_path: Path) -> None:
     name = f"{LAYER}.weight_scale_2"
     folder = damaged(
