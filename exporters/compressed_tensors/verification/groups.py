@@ -101,7 +101,17 @@ def check_group(
             f"{group.place}.format", repr(group.format), f"one of {', '.join(known_formats)}", "Mend it."
         )
         return
-    verdict = _verdict(group, consumer)
+    yield from _finding(group, consumer, _verdict(group, consumer, is_expert=False), "a format it loads")
+
+
+def check_experts(group: Group, consumer: str) -> Iterator[Finding]:
+    """Yield that the reader has no form for experts of a group, where that differs from other layers."""
+    verdict = _verdict(group, consumer, is_expert=True)
+    if verdict != _verdict(group, consumer, is_expert=False):
+        yield from _finding(group, consumer, verdict, "a format in which it loads experts")
+
+
+def _finding(group: Group, consumer: str, verdict: Verdict, needed: str) -> Iterator[Finding]:
     if verdict.status == "loads":
         return
     finding = error if verdict.status == "refused" else warning
@@ -110,11 +120,11 @@ def check_group(
         if verdict.status == "refused"
         else "Try it before you rely on it."
     )
-    expected = f"a format it loads ({consumer}: {verdict.status}; {verdict.evidence})"
+    expected = f"{needed} ({consumer}: {verdict.status}; {verdict.evidence})"
     yield finding(f"{group.place}.format", repr(group.format), expected, advice)
 
 
-def _verdict(group: Group, consumer: str) -> Verdict:
+def _verdict(group: Group, consumer: str, is_expert: bool) -> Verdict:
     try:
         weight = spec_from_arguments(group.weights, group.place)
         inputs = spec_from_arguments(group.inputs, group.place) if group.inputs else None
@@ -125,4 +135,6 @@ def _verdict(group: Group, consumer: str) -> Verdict:
         return Verdict("unknown", f"weights {weight} with inputs {inputs} were never tried there")
     if known.name != group.format:
         return Verdict("refused", f"its arguments are those of {known.name}")
+    if is_expert and consumer in known.experts:
+        return known.experts[consumer]
     return known.targets.get(consumer, Verdict("unknown", f"{known.name} was never tried there"))

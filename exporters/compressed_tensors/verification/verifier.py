@@ -18,6 +18,7 @@ from octavo.core.verification.tensor_checks import Reading, check_tensors
 from octavo.exporters.compressed_tensors.reader import holds_compressed_tensors
 from octavo.exporters.compressed_tensors.verification.groups import (
     Group,
+    check_experts,
     check_group,
     group_of,
     matches,
@@ -80,6 +81,8 @@ def _check_layers(
     found = {m: group_of(m, True, groups) for m in sorted(modules - left_out.keys())}
     quantized = {module: group for module, group in found.items() if group is not None}
     joins = joined_layers(modules) if consumer != "transformers" else []
+    for name in sorted({group.name for module, group in quantized.items() if ".experts." in module}):
+        yield from check_experts(next(group for group in groups if group.name == name), consumer)
     for joined in joins:
         yield from _check_joined(joined, quantized)
     reading = Reading(

@@ -20,7 +20,7 @@ SIZES = {"out": 6, "in": 32, "group": 16, "bits": 3}
 def found(folder: Path, tensor: Tensor | None, row: dict[str, object]) -> list[Finding]:
     (folder / "config.json").write_text("{}")
     save_file(
-        {"a.other": torch.ones(1), **({} if tensor is None else {"a.t": tensor})},
+        {"a.x": torch.ones(1), **({} if tensor is None else {"a.t": tensor})},
         folder / "model.safetensors",
     )
     return list(check_layer(StoredFiles(folder), "a", layer_rules({"t": row}), SIZES))

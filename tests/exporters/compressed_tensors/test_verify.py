@@ -152,6 +152,7 @@ def test_experts(tmp_path: Path) -> None:
     folder = export(model, tmp_path / "out", target="vllm")
 
     assert errors(folder) == []
+    assert ["takes experts with scales per channel" in f.expected for f in warnings(folder)] == [True]
     name = "model.layers.0.mlp.experts.1.up_proj.weight_packed"
     lost = damaged(folder, tmp_path / "lost", lambda tensors: tensors.pop(name))
     assert places(errors(lost)) == {name}
