@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.core.verification.finding import Finding, error, warning
-from octavo.core.verification.stored_files import EXPORT_AGAIN, StoredFiles
+from octavo.core.verification.stored_files import EXPORT_AGAIN, StoredTensors
 from octavo.core.verification.stored_values import Values, wrong_values
 
 SCALAR = "scalar"
@@ -53,7 +53,7 @@ def layer_rules(table: Mapping[str, Mapping[str, Any]]) -> LayerRules:
 
 
 def check_layer(
-    files: StoredFiles, module: str, rules: LayerRules, sizes: Mapping[str, int]
+    files: StoredTensors, module: str, rules: LayerRules, sizes: Mapping[str, int]
 ) -> Iterator[Finding]:
     """Yield what is wrong with a layer's tensors.
 
@@ -76,7 +76,7 @@ def check_layer(
             )
 
 
-def _similar(files: StoredFiles, module: str, suffix: str, rules: LayerRules) -> str:
+def _similar(files: StoredTensors, module: str, suffix: str, rules: LayerRules) -> str:
     """Return which tensor of the layer may be the missing one under another name."""
     others = [name.removeprefix(f"{module}.") for name in files.names if name.startswith(f"{module}.")]
     similar = sorted(other for other in others if suffix in other and other not in rules)
@@ -84,7 +84,7 @@ def _similar(files: StoredFiles, module: str, suffix: str, rules: LayerRules) ->
 
 
 def _check_tensor(
-    files: StoredFiles, name: str, rule: TensorRule, sizes: Mapping[str, int]
+    files: StoredTensors, name: str, rule: TensorRule, sizes: Mapping[str, int]
 ) -> Iterator[Finding]:
     dtype, shape = files.dtype(name), files.shape(name)
     uneven = _uneven(rule.shape, sizes)

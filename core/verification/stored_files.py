@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,6 +14,23 @@ from octavo.core.model.shards import INDEX_NAME, open_shard
 from octavo.core.verification.finding import Finding, warning
 
 EXPORT_AGAIN = "Copy or export the checkpoint again."
+
+
+class StoredTensors(Protocol):
+    """Tensors by name, in whatever files they lie."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of all tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's dtype as safetensors spells it: `F8_E4M3`."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Read a tensor."""
 
 
 class StoredFiles:
