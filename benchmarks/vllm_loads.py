@@ -88,13 +88,8 @@ def main() -> int:
 
 def run(kind: str, config: str, python: str, judge: Path) -> dict[str, Any]:
     """Return what verify and vLLM make of one export."""
-    row: dict[str, Any] = {
-        "model": kind,
-        "config": config,
-        "exporter": "none",
-        "verify": "refused",
-        "vllm": "refused",
-    }
+    nothing = dict.fromkeys(("exporter", "verify", "vllm"), "not written")
+    row: dict[str, Any] = {"model": kind, "config": config, **nothing}
     with tempfile.TemporaryDirectory() as folder:
         try:
             report = export(kind, config, Path(folder) / "out")

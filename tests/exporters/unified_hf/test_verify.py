@@ -109,7 +109,7 @@ def test_transformers_would_compute_garbage(shared: Path) -> None:
     (found,) = octavo.verify_checkpoint(reference(shared, "dense", "FP8_DEFAULT_CFG"), "transformers")
 
     assert (found.severity, found.place) == ("error", "config.json: quant_method")
-    assert "it loads codes without scales" in found.expected
+    assert "and loads codes without scales" in found.expected
     assert "octavo convert SRC DST --target transformers" in found.advice
 
 
