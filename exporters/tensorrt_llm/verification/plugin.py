@@ -11,7 +11,7 @@ from octavo.core.plugins.markers import hookimpl
 @hookimpl
 def plugin_info() -> PluginInfo:
     """Describe this plugin."""
-    return PluginInfo("tensorrt_llm_verification", "What TensorRT-LLM's engine builder needs of a checkpoint")
+    return PluginInfo("verification", "What TensorRT-LLM's engine builder needs of a checkpoint")
 
 
 @hookimpl

@@ -30,7 +30,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
         ("huggingface", None),
         ("unified_hf", None),
         ("compressed_tensors", None),
-        ("tensorrt_llm_verification", None),
+        ("verification", None),
     ]
     assert [status.info for status in found] == [
         PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
