@@ -1,4 +1,4 @@
-"""Hooks of the verifier of TensorRT-LLM checkpoints."""
+"""Hooks of the TensorRT-LLM exporter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from octavo.core.plugins.markers import hookimpl
 @hookimpl
 def plugin_info() -> PluginInfo:
     """Describe this plugin."""
-    return PluginInfo("verification", "What TensorRT-LLM's engine builder needs of a checkpoint")
+    return PluginInfo("tensorrt_llm", "TensorRT-LLM checkpoints, divided over ranks")
 
 
 @hookimpl
