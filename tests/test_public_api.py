@@ -16,7 +16,8 @@ PUBLIC = ERRORS | {
     "export_hf_checkpoint", "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized",
     "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names",
     "print_quant_summary", "quantize", "register", "restore", "save", "set_quantizer_attribute",
-    "set_quantizer_by_cfg", "text_batches", "unfinalize", "unquantize", "unregister", "with_block_size",
+    "set_quantizer_by_cfg", "text_batches", "unfinalize", "unquantize", "unregister", "verify_checkpoint",
+    "with_block_size",
 }  # fmt: skip
 
 

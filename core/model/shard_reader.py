@@ -49,6 +49,10 @@ class ShardReader:
         """Return a tensor's shape without reading it."""
         return tuple(self._file(name).get_slice(name).get_shape())
 
+    def stored_dtype(self, name: str) -> str:
+        """Return a tensor's dtype as safetensors spells it, `F8_E4M3`, without reading it."""
+        return str(self._file(name).get_slice(name).get_dtype())
+
     def tensor(self, name: str) -> Tensor:
         """Read a tensor.
 

@@ -81,6 +81,11 @@ def exporters() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def verifiers() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Return {name: `package.module:object`} of `core.verification.verifier.Verifier` objects. Called at loading."""
+
+
+@hookspec
 def calibration_algorithms() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Return {method: `package.module:Class`} of `core.calibration.algorithm.Algorithm` classes. Called at loading."""
 

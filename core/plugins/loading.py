@@ -91,6 +91,7 @@ def _adopt(manager: pluggy.PluginManager, name: str, plugin: object) -> PluginIn
                 register(original, quantized)
                 registered.append(original)
         _check_new("an exporter", manager.hook.exporters(), ())
+        _check_new("a verifier", manager.hook.verifiers(), ())
         _check_new("an algorithm", manager.hook.calibration_algorithms(), ALGORITHMS)
         infos = manager.subset_hook_caller("plugin_info", others)()
         return _checked_info(infos[0]) if infos else PluginInfo(name, "(says nothing of itself)")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what is named in signatures only is not imported with `octa
     from octavo.core.model.exporter import Exporter
     from octavo.core.plugins.hookspecs import DataRequest
     from octavo.core.plugins.loading import PluginStatus
+    from octavo.core.verification.verifier import Verifier
 
 
 class Plugins:
@@ -31,6 +32,7 @@ class Plugins:
         self.statuses = statuses
         self._hook = manager.hook
         self._exporters = {name: key for part in self._hook.exporters() for name, key in part.items()}
+        self._verifiers = {name: key for part in self._hook.verifiers() for name, key in part.items()}
 
     def calibration_algorithms(self) -> dict[str, str]:
         """Return what the hook `calibration_algorithms` returned for all plugins: {method: `module:Class`}."""
@@ -49,14 +51,15 @@ class Plugins:
         if name not in self._exporters:
             known = self.exporter_names()
             raise PluginError(f"no exporter {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
-        module, _, attribute = self._exporters[name].partition(":")
-        try:
-            return cast("Exporter", getattr(import_module(module), attribute))
-        except FOREIGN_FAILURES as error:
-            raise PluginError(
-                f"the exporter {name!r} cannot be loaded from {self._exporters[name]} "
-                f"({type(error).__name__}: {error}); mend its plugin, or leave it out with OCTAVO_PLUGINS_OFF"
-            ) from error
+        return cast("Exporter", self._loaded("exporter", name, self._exporters[name]))
+
+    def verifiers(self) -> list[Verifier]:
+        """Return the verifiers that plugins brought, by name.
+
+        Raises:
+            PluginError: a plugin's module cannot be imported.
+        """
+        return [cast("Verifier", self._loaded("verifier", *item)) for item in sorted(self._verifiers.items())]
 
     def exporter_for(self, directory: Path) -> Exporter | None:
         """Return the exporter that reads the checkpoint in `directory`, or None when it is not quantized."""
@@ -148,6 +151,17 @@ class Plugins:
         """Call the hook `text_batches`."""
         batches = self._hook.text_batches(tokenizer=tokenizer, request=request)
         return [dict(batch) for batch in self._answered(batches, "read", request.source)]
+
+    def _loaded(self, kind: str, name: str, key: str) -> Any:
+        """Return the object called `module:object`."""
+        module, _, attribute = key.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except FOREIGN_FAILURES as error:
+            raise PluginError(
+                f"the {kind} {name!r} cannot be loaded from {key} ({type(error).__name__}: {error}); mend its plugin, "
+                "or leave it out with OCTAVO_PLUGINS_OFF"
+            ) from error
 
     def _answered(self, answer: Any, verb: str, what: object) -> Any:
         if answer is None and isinstance(what, Path) and not what.exists():

@@ -18,3 +18,9 @@ def plugin_info() -> PluginInfo:
 def exporters() -> Mapping[str, str]:
     """Return the exporter."""
     return {"compressed_tensors": "octavo.exporters.compressed_tensors.exporter:EXPORTER"}
+
+
+@hookimpl
+def verifiers() -> Mapping[str, str]:
+    """Return the verifier."""
+    return {"compressed_tensors": "octavo.exporters.compressed_tensors.verification.verifier:VERIFIER"}

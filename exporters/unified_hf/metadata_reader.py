@@ -77,15 +77,27 @@ def read_metadata(directory: Path, config: Mapping[str, Any]) -> Metadata:
         CheckpointError: a field is missing, of another type than expected, or names an unknown format.
     """
     if (directory / NESTED_FILE).is_file():
-        file, where, data = directory / NESTED_FILE, "quantization", read_json(directory / NESTED_FILE)
-    else:
-        file, where = directory / "config.json", "quantization_config"
-        data = _field(config, where, dict, file) or {}
+        return metadata_of(read_json(directory / NESTED_FILE), directory / NESTED_FILE, "quantization")
+    file, where = directory / "config.json", "quantization_config"
+    return metadata_of(_field(config, where, dict, file) or {}, file, where)
+
+
+def metadata_of(data: Mapping[str, Any], file: Path, where: str) -> Metadata:
+    """Return what one of the two descriptions says, in either shape.
+
+    Args:
+        data: The description.
+        file: Where it was read.
+        where: What it is called there, for messages.
+
+    Raises:
+        CheckpointError: as in `read_metadata`.
+    """
     fields = data.get("quantization", data)
     if not isinstance(fields, dict) or "quant_algo" not in fields:
         raise CheckpointError(f"{file} names no {where}.quant_algo")
     return Metadata(
-        directory,
+        file.parent,
         _field(fields, "quant_algo", str, file),
         _group_size(fields, file),
         _cache(fields, file),

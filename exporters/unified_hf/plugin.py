@@ -18,3 +18,9 @@ def plugin_info() -> PluginInfo:
 def exporters() -> Mapping[str, str]:
     """Return the exporter."""
     return {"unified_hf": "octavo.exporters.unified_hf.exporter:EXPORTER"}
+
+
+@hookimpl
+def verifiers() -> Mapping[str, str]:
+    """Return the verifier."""
+    return {"unified_hf": "octavo.exporters.unified_hf.verification.verifier:VERIFIER"}

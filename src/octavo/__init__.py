@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from octavo.core.plugins.markers import hookimpl
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
+    from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.unified_hf.writer import export_hf_checkpoint
 
 _MODULE_OF = {
@@ -102,6 +103,7 @@ _MODULE_OF = {
     "unfinalize": "octavo.core.calibration.finalize",
     "unquantize": "octavo.core.calibration.quantize",
     "unregister": "octavo.core.modules",
+    "verify_checkpoint": "octavo.core.verification.verify",
     "with_block_size": "octavo.core.config",
 }
 
@@ -154,6 +156,7 @@ __all__ = [
     "unfinalize",
     "unquantize",
     "unregister",
+    "verify_checkpoint",
     "with_block_size",
 ]
 __version__ = "0.1.0"

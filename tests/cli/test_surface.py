@@ -64,6 +64,12 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--json": False,
     },
     "inspect": {"DIRECTORY": "required", "--verify": False, "--json": False},
+    "verify": {
+        "DIRECTORY": "required",
+        "--consumer": "required",
+        "--trust-remote-code": False,
+        "--json": False,
+    },
     "eval": {
         "DIRECTORY": "required",
         "--text": "required",

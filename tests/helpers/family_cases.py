@@ -38,9 +38,16 @@ They quantize inputs of `nn.LayerNorm`, for which checkpoints have no place: the
 Llama 4 hold all experts of a layer in one tensor, for which ModelOpt's dialect has FP8 and NVFP4: other formats run in
 simulation, and the export refuses them by name unless a rule leaves the experts out.
 
-| family | `model_type` | layers found | FP8 | INT8 | INT4 | NVFP4 |
-|---|---|---|---|---|---|---|
+The last columns say for which families a reader's own loading code took our files, whatever the format: **ran** or
+**unknown**. It reads formats, not families, so what [it loads of a format](consumers.md) holds for others where its
+model classes name layers as the checkpoint does; `octavo verify DIR --consumer NAME` says of one checkpoint what its
+reader would find wrong.
+
+| family | `model_type` | layers found | FP8 | INT8 | INT4 | NVFP4 | vLLM | SGLang | TensorRT-LLM | transformers |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
+# Model types whose exports a reader's own code has loaded: benchmarks/vllm_loads.json, and by hand in transformers.
+_RAN = {"vLLM": ("llama", "qwen3", "qwen3_moe"), "SGLang": (), "TensorRT-LLM": (), "transformers": ("llama",)}
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ def support_table(passed: Mapping[tuple[str, str], bool]) -> str:
     rows = [
         f"| {name} | `{case.config['model_type']}` | {f'map `{case.map}`' if case.map else 'by name'} | "
         + " | ".join(_cell(case, format_name, passed[name, format_name]) for format_name in FORMATS)
+        + "".join(f" | {'ran' if case.config['model_type'] in ran else 'unknown'}" for ran in _RAN.values())
         + " |"
         for name, case in family_cases().items()
     ]

@@ -1,7 +1,8 @@
 """The application: its commands, and the exit code of each kind of failure.
 
-Exit codes: 0 done; 1 unexpected failure (a traceback is shown); 2 wrong command line; 3 refused before any work
-(config, plan, unsupported, plugin); 4 calibration failed; 5 a checkpoint could not be read or written.
+Exit codes: 0 done; 1 unexpected failure (a traceback is shown), or `verify` found errors; 2 wrong command line;
+3 refused before any work (config, plan, unsupported, plugin); 4 calibration failed; 5 a checkpoint could not be read
+or written.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 
 import typer
 
-from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report
+from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report, verify
 from octavo.core.errors import CalibrationError, CheckpointError, ExportError, OctavoError
 
 REFUSED, CALIBRATION_FAILED, CHECKPOINT_FAILED = 3, 4, 5
@@ -26,6 +27,7 @@ app.command("quantize")(quantize.quantize)
 app.command("calibrate")(calibrate.calibrate)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("presets")(listings.presets)

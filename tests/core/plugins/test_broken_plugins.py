@@ -104,6 +104,7 @@ def test_the_others_are_loaded(rows: dict[tuple[str, str], dict[str, Any]]) -> N
         ("built-in", "huggingface"),
         ("built-in", "unified_hf"),
         ("built-in", "compressed_tensors"),
+        ("built-in", "tensorrt_llm"),
         ("good-distribution", "good"),
     ]
     assert rows["good-distribution", "good"] == {

@@ -60,6 +60,21 @@ def test_an_exporter_that_cannot_be_imported(tmp_path: Path) -> None:
         found.exporter("mine")
 
 
+def test_a_verifier_that_cannot_be_imported(tmp_path: Path) -> None:
+    source = "@hookimpl\ndef verifiers(): return {'mine': 'no_such_module:MINE'}"
+    distribution(tmp_path, "odd-distribution", {"odd_plugin": source}, odd="odd_plugin")
+
+    message = r"verifier 'mine' cannot be loaded from no_such_module:MINE \(ModuleNotFoundError: .*OCTAVO_PLUGINS_OFF"
+    with loaded_here(tmp_path) as (found, _), pytest.raises(PluginError, match=message):
+        found.verifiers()
+
+
+def test_a_verifier_whose_name_is_taken(tmp_path: Path) -> None:
+    found = status(tmp_path, "@hookimpl\ndef verifiers(): return {'unified_hf': 'odd_plugin:MINE'}")
+
+    assert "another plugin has a verifier of this name already: unified_hf" in (found.error or "")
+
+
 def test_an_exporter_whose_name_is_taken(tmp_path: Path) -> None:
     found = status(tmp_path, "@hookimpl\ndef exporters(): return {'unified_hf': 'odd_plugin:MINE'}")
 

@@ -1,0 +1,1 @@
+"""What readers of this dialect need, held against a checkpoint's files."""
