@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.errors import UnsupportedError
-from octavo.exporters.tensorrt_llm.layout import kv_heads, num_experts, size_of
+from octavo.exporters.tensorrt_llm.layout import head_size, kv_heads, num_experts, size_of
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,18 @@ class Division:
     Attributes:
         dim: Which dim they divide, from the end; None where each has the whole tensor.
         sections: Relative lengths of what is joined along that dim; each section is divided by itself.
-        repeats: Whether a section that is shorter than there are ranks is repeated: sections are counted in heads.
-        padding: What is appended where the dim is not divisible; None where that is refused.
+        head_size: Length of a head where sections are counted in heads, which are repeated where there are fewer than
+            ranks; half of it in a tensor of packed pairs of rows. 0 elsewhere.
+        rows: Length of that dim in a checkpoint of one rank, where it may be padded for ranks; 0 elsewhere.
+        padding: What it is padded with.
         is_expert: Whether dim 0 is the experts, which groups of ranks divide first.
     """
 
     dim: int | None
     sections: tuple[int, ...] = (1,)
-    repeats: bool = False
-    padding: float | None = None
+    head_size: int = 0
+    rows: int = 0
+    padding: float = 0.0
     is_expert: bool = False
 
 
@@ -47,52 +50,39 @@ def division_of(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> D
     layer, tensor = parts[-2] if len(parts) > 1 else "", parts[-1]
     if layer == "vocab_embedding":
         return _of_embedding(config)
-    _refuse_unknown(name, parts, layer, shape)
+    _refuse_unknown(name, parts, shape, config)
     is_expert = _is_expert(parts, shape, config)
-    side = next((side for side, layers in _rules()["layers"].items() if layer in layers), None)
-    dim = None if side is None else _rules()[side].get(_kind(tensor, shape[1:] if is_expert else shape))
+    side = next((side for side, layers in rules()["layers"].items() if layer in layers), None)
+    dim = None if side is None else rules()[side].get(_kind(tensor, shape[1:] if is_expert else shape))
     if dim is None:
         return Division(None, is_expert=is_expert)
     if layer == "qkv":
         heads = (size_of(config, "num_attention_heads"), kv_heads(config), kv_heads(config))
-        return Division(dim, heads, repeats=True)
-    if layer == "lm_head":
-        return Division(dim, padding=1.0 if "scale" in _kind(tensor, shape) else 0.0)
+        return Division(dim, heads, head_size(config))
+    if layer == "lm_head":  # a padded row of zeros has the scale 1, as 0 would be divided by
+        padding = 1.0 if "scale" in tensor else 0.0
+        return Division(dim, rows=size_of(config, "vocab_size"), padding=padding)
     is_joined = layer == "fc" and _joins_two(parts, is_expert, config)
     return Division(dim, (1, 1) if is_joined else (1,), is_expert=is_expert)
-
-
-def stage_of(name: str, pp_size: int) -> int:
-    """Return which stage has a tensor that is in no layer.
-
-    Raises:
-        UnsupportedError: no rule is known for it, and there are several stages.
-    """
-    parts = name.split(".")
-    if pp_size == 1 or set(parts) & set(_rules()["first_stage"]):
-        return 0
-    if set(parts) & set(_rules()["last_stage"]):
-        return pp_size - 1
-    raise UnsupportedError(
-        f"which of {pp_size} stages has tensor {name!r} is not known; tensors outside layers that are known: "
-        f"{', '.join(_rules()['first_stage'] + _rules()['last_stage'])}. Use one stage"
-    )
 
 
 def _of_embedding(config: Mapping[str, Any]) -> Division:
     if not config.get("use_parallel_embedding", False):
         return Division(None)
-    return Division(-1) if config.get("embedding_sharding_dim", 0) == 1 else Division(-2, padding=0.0)
+    by_columns = config.get("embedding_sharding_dim", 0) == 1
+    return Division(-1) if by_columns else Division(-2, rows=size_of(config, "vocab_size"))
 
 
-def _refuse_unknown(name: str, parts: Sequence[str], layer: str, shape: Sequence[int]) -> None:
-    if set(parts) & set(_rules()["undivided"]) or (
-        layer in ("q_layernorm", "k_layernorm") and len(shape) > 1
-    ):
-        raise UnsupportedError(
-            f"how ranks divide tensor {name!r} of shape {list(shape)} is not known; layers {_rules()['undivided']} and "
-            "norms of single heads can only be kept whole: use tp 1"
-        )
+def _refuse_unknown(name: str, parts: Sequence[str], shape: Sequence[int], config: Mapping[str, Any]) -> None:
+    reason = None
+    if unknown := set(parts) & set(rules()["undivided"]):
+        reason = f"layers of the kind {', '.join(unknown)} are only kept whole"
+    elif parts[-2:-1] in (["q_layernorm"], ["k_layernorm"]) and len(shape) > 1:
+        reason = f"a norm of shape {list(shape)} differs for each head"
+    elif parts[-2:-1] == ["qkv"] and any(key in config for key in ("block_configs", "layer_configs")):
+        reason = "layers of this architecture differ in their number of heads"
+    if reason is not None:
+        raise UnsupportedError(f"how ranks divide tensor {name!r} is not known: {reason}; use tp 1")
 
 
 def _kind(tensor: str, shape: Sequence[int]) -> str:
@@ -120,13 +110,14 @@ def _is_expert(parts: Sequence[str], shape: Sequence[int], config: Mapping[str, 
 def _joins_two(parts: Sequence[str], is_expert: bool, config: Mapping[str, Any]) -> bool:
     if "shared_expert" in parts:
         return True
-    is_gated = config.get("hidden_act") in _rules()["gated"]
-    has_gate = num_experts(config) > 0 or config.get("architecture") in _rules()["separate_gate"]
+    is_gated = config.get("hidden_act") in rules()["gated"]
+    has_gate = num_experts(config) > 0 or config.get("architecture") in rules()["separate_gate"]
     return is_gated and (is_expert or not has_gate)
 
 
 @lru_cache(maxsize=1)
-def _rules() -> dict[str, Any]:
+def rules() -> dict[str, Any]:
+    """Return what sharding.yaml says."""
     import yaml
 
     text = Path(__file__).with_name("sharding.yaml").read_text(encoding="utf-8")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from octavo.core.errors import ExportError
-from octavo.core.model.shards import ManifestEntry
+from octavo.core.model.shard_reader import manifest_name, write_manifest
+from octavo.core.model.shards import ManifestEntry, verify_shards
 from octavo.exporters.tensorrt_llm.layout import Layout
 
 _DTYPES = {
@@ -81,9 +82,10 @@ class RankFiles:
         self._manifests[rank][name] = ManifestEntry.of(tensor, rank_name(rank))
 
     def finish(self) -> list[dict[str, ManifestEntry]]:
-        """Put each file in order; return a manifest for each rank.
+        """Put each file in order, read it back, and write its manifest; return the manifests by rank.
 
         Raises:
+            CheckpointError: what was written does not read back.
             OSError: a file cannot be written.
         """
         for rank, spooled in enumerate(self._spooled):
@@ -96,6 +98,8 @@ class RankFiles:
                     part.seek(each.start)
                     _copy(part, file, each.length)
             self._part(rank).unlink()
+            verify_shards(self._directory, self._manifests[rank])
+            write_manifest(self._directory, self._manifests[rank], manifest_name(rank_name(rank)))
         return self._manifests
 
     def _part(self, rank: int) -> Path:

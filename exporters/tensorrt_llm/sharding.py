@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from octavo.core.errors import CheckpointError, ExportError
-from octavo.exporters.tensorrt_llm.division import Division, division_of, stage_of
-from octavo.exporters.tensorrt_llm.layout import Layout, size_of
+from octavo.exporters.tensorrt_llm.division import Division, division_of
+from octavo.exporters.tensorrt_llm.layout import Layout
+from octavo.exporters.tensorrt_llm.stages import to_local
 
-_LAYER = re.compile(r"(?P<before>(?:^|.*\.)layers\.)(?P<number>\d+)(?P<after>\..*)")
 EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 
 
@@ -66,49 +65,9 @@ def merge_tensor(name: str, parts: Sequence[Tensor], config: Mapping[str, Any], 
         return parts[0]
     division = division_of(name, parts[0].shape, config)
     if not division.is_expert:
-        return _merge(name, list(parts), division, config)
-    groups = [
-        _merge(name, list(parts[group :: layout.moe_ep_size]), division, config)
-        for group in range(layout.moe_ep_size)
-    ]
-    return torch.cat(groups)
-
-
-def to_local(name: str, config: Mapping[str, Any], layout: Layout) -> tuple[int, str]:
-    """Return the stage that has a tensor, and the tensor's name there.
-
-    Raises:
-        ExportError: the stages would differ in length, or there is no such layer.
-        UnsupportedError: which stage has it is not known.
-    """
-    layer = _LAYER.fullmatch(name)
-    if layer is None:
-        return stage_of(name, layout.pp_size), name
-    number, layers = int(layer["number"]), size_of(config, "num_hidden_layers")
-    if layers % layout.pp_size or number >= layers:
-        raise ExportError(
-            f"tensor {name!r} cannot be put on one of {layout.pp_size} equal stages of {layers} layers in all"
-        )
-    stage, local = divmod(number, layers // layout.pp_size)
-    return stage, f"{layer['before']}{local}{layer['after']}"
-
-
-def to_global(name: str, stage: int, config: Mapping[str, Any], layout: Layout) -> str:
-    """Return the name in a checkpoint of one rank of a tensor that `stage` calls `name`.
-
-    Raises:
-        CheckpointError: a stage has no such layer.
-    """
-    layer = _LAYER.fullmatch(name)
-    if layer is None:
-        return name
-    number, length = int(layer["number"]), size_of(config, "num_hidden_layers") // layout.pp_size
-    if number >= length:
-        raise CheckpointError(
-            f"tensor {name!r} of stage {stage} is in layer {number}; config.json says that each of {layout.pp_size} "
-            f"stages has {length} layers"
-        )
-    return f"{layer['before']}{stage * length + number}{layer['after']}"
+        return _merge(name, parts, division)
+    step = layout.moe_ep_size
+    return _concatenated([_merge(name, parts[group::step], division) for group in range(step)], 0)
 
 
 def _split(name: str, tensor: Tensor, config: Mapping[str, Any], layout: Layout) -> list[Tensor]:
@@ -129,63 +88,80 @@ def _divide(name: str, tensor: Tensor, division: Division, ranks: int) -> list[T
     dim = division.dim
     if dim is None:
         return [tensor] * ranks
-    tensor = _padded(tensor, division, ranks)
-    _refuse_unequal(name, tensor, dim, sum(division.sections))
-    unit = tensor.shape[dim] // sum(division.sections)
-    sections = tensor.split([length * unit for length in division.sections], dim)
+    tensor = _padded(name, tensor, dim, division, ranks)
     divided = []
-    for section, length in zip(sections, division.sections, strict=True):
-        if division.repeats and length < ranks:
-            _refuse_unrepeatable(name, length, ranks)
-            section = section.unflatten(dim, (length, unit)).repeat_interleave(ranks // length, dim - 1)
-            section = section.flatten(dim - 1, dim)
+    for section, length in zip(_sections(name, tensor, dim, division, 1), division.sections, strict=True):
+        if division.head_size and length < ranks:
+            section = _repeated(name, section, dim, length, ranks)
         _refuse_unequal(name, section, dim, ranks)
         divided.append(section.chunk(ranks, dim))
     return [_concatenated(parts, dim) for parts in zip(*divided, strict=True)]
 
 
-def _merge(name: str, parts: list[Tensor], division: Division, config: Mapping[str, Any]) -> Tensor:
+def _merge(name: str, parts: Sequence[Tensor], division: Division) -> Tensor:
     dim, ranks = division.dim, len(parts)
     if dim is None:
         return _the_same(name, parts)
-    lengths = [max(1, length // ranks) if division.repeats else length for length in division.sections]
-    if parts[0].shape[dim] % sum(lengths):
-        raise CheckpointError(
-            f"tensor {name!r} has shape {list(parts[0].shape)} on a rank, where {lengths} parts of equal length are "
-            f"joined along dim {parts[0].dim() + dim}"
-        )
-    unit = parts[0].shape[dim] // sum(lengths)
-    sections = zip(*(part.split([length * unit for length in lengths], dim) for part in parts), strict=True)
     merged = []
-    for section, length in zip(sections, division.sections, strict=True):
-        copies = ranks // length if division.repeats and length < ranks else 1
+    by_section = zip(*(_sections(name, part, dim, division, ranks) for part in parts), strict=True)
+    for section, length in zip(by_section, division.sections, strict=True):
+        copies = ranks // length if division.head_size and length < ranks else 1
         heads = [_the_same(name, section[first : first + copies]) for first in range(0, ranks, copies)]
         merged.append(_concatenated(heads, dim))
-    whole = _concatenated(merged, dim)
-    return whole if division.padding is None else whole.narrow(dim, 0, _num_rows(name, whole, dim, config))
+    return _unpadded(name, _concatenated(merged, dim), dim, division, ranks)
 
 
-def _padded(tensor: Tensor, division: Division, ranks: int) -> Tensor:
-    rest = -tensor.shape[division.dim] % ranks if division.dim is not None else 0
-    if not rest or division.padding is None or division.dim is None:
-        return tensor
-    shape = list(tensor.shape)
-    shape[division.dim] = rest
-    padding = torch.full(shape, division.padding, dtype=torch.float32).to(tensor.dtype)
-    return _concatenated([tensor, padding], division.dim)
-
-
-def _num_rows(name: str, whole: Tensor, dim: int, config: Mapping[str, Any]) -> int:
-    rows = size_of(config, "vocab_size")
-    if whole.shape[dim] < rows:
+def _sections(name: str, tensor: Tensor, dim: int, division: Division, ranks: int) -> tuple[Tensor, ...]:
+    """Return the sections of a tensor, or of one of `ranks` parts of it."""
+    lengths = division.sections
+    if division.head_size:
+        lengths = tuple(max(1, length // ranks) for length in lengths)
+    unit, rest = divmod(tensor.shape[dim], sum(lengths))
+    if rest or (division.head_size and unit * 2 not in (division.head_size, 2 * division.head_size)):
         raise CheckpointError(
-            f"tensor {name!r} has {whole.shape[dim]} rows on all ranks; config.json says vocab_size {rows}"
+            f"tensor {name!r} has shape {list(tensor.shape)}; along dim {dim % tensor.dim()} it must hold equal parts "
+            f"in the proportion {lengths}" + (f", of {division.head_size} each" if division.head_size else "")
         )
-    return rows
+    return torch.split(tensor, [length * unit for length in lengths], dim)
+
+
+def _repeated(name: str, section: Tensor, dim: int, heads: int, ranks: int) -> Tensor:
+    if ranks % heads:
+        raise ExportError(
+            f"tensor {name!r}: {heads} heads can be neither divided over nor repeated for {ranks} ranks"
+        )
+    copies = [head for head in section.chunk(heads, dim) for _ in range(ranks // heads)]
+    return _concatenated(copies, dim)
+
+
+def _padded(name: str, tensor: Tensor, dim: int, division: Division, ranks: int) -> Tensor:
+    if not division.rows:
+        return tensor
+    _check_rows(name, tensor.shape[dim], division.rows, division.rows)
+    shape = list(tensor.shape)
+    shape[dim] = -tensor.shape[dim] % ranks
+    padding = torch.full(shape, division.padding).to(tensor.dtype)
+    return _concatenated([tensor, padding], dim)
+
+
+def _unpadded(name: str, tensor: Tensor, dim: int, division: Division, ranks: int) -> Tensor:
+    if not division.rows:
+        return tensor
+    _check_rows(name, tensor.shape[dim], division.rows + -division.rows % ranks, division.rows)
+    return tensor.narrow(dim, 0, division.rows)
+
+
+def _check_rows(name: str, found: int, expected: int, vocab_size: int) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"tensor {name!r} has {found} rows in all; config.json says vocab_size {vocab_size}, so there must be "
+            f"{expected}"
+        )
 
 
 def _concatenated(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Return `torch.cat`, of one part that part itself; 8-bit floats go as bytes, which every device joins."""
+    parts = [part for part in parts if part.shape[dim]]
     if len(parts) == 1:
         return parts[0]
     if parts[0].element_size() == 1:
@@ -218,11 +194,4 @@ def _refuse_unequal(name: str, tensor: Tensor, dim: int, parts: int) -> None:
         raise ExportError(
             f"tensor {name!r} of shape {list(tensor.shape)} cannot be divided in {parts} equal parts along dim "
             f"{dim % tensor.dim()}; choose sizes that divide {tensor.shape[dim]}"
-        )
-
-
-def _refuse_unrepeatable(name: str, heads: int, ranks: int) -> None:
-    if ranks % heads:
-        raise ExportError(
-            f"tensor {name!r}: {heads} heads can be neither divided over nor repeated for {ranks} ranks"
         )

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report
+from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report, reshard
 from octavo.core.errors import CalibrationError, CheckpointError, ExportError, OctavoError
 
 REFUSED, CALIBRATION_FAILED, CHECKPOINT_FAILED = 3, 4, 5
@@ -28,6 +28,7 @@ app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("reshard")(reshard.reshard)
 app.command("presets")(listings.presets)
 app.command("plugins")(listings.plugins)
 
