@@ -62,14 +62,21 @@ class RankReader:
             CheckpointError: there is none of that name, or the ranks' parts do not fit together.
             UnsupportedError: how ranks divide it is not known.
         """
-        if name not in self._places:
-            raise CheckpointError(f"{self.directory} has no tensor {name!r}.{nearest(name, self._places)}")
-        stage, local_name = self._places[name]
+        stage, local_name = self._place(name)
         parts = [self._ranks[rank].tensor(local_name) for rank in self.layout.stage(stage)]
         try:
             return merge_tensor(name, parts, self.config, self.layout)
         except CheckpointError as error:
             raise CheckpointError(f"{self.where(name)}: {error}") from error
+
+    def part_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of what the first rank of its stage has of a tensor, without reading it.
+
+        Raises:
+            CheckpointError: there is none of that name.
+        """
+        stage, local_name = self._place(name)
+        return self._ranks[self.layout.stage(stage)[0]].shape(local_name)
 
     def where(self, name: str) -> str:
         """Return the files and the name of a tensor, for messages."""
@@ -77,6 +84,11 @@ class RankReader:
         ranks = self.layout.stage(stage)
         numbers = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
         return f"{self.directory}: tensor {local_name!r} of rank {numbers}"
+
+    def _place(self, name: str) -> tuple[int, str]:
+        if name not in self._places:
+            raise CheckpointError(f"{self.directory} has no tensor {name!r}.{nearest(name, self._places)}")
+        return self._places[name]
 
     def _check_sizes(self) -> None:
         layers = size_of(self.config, "num_hidden_layers")
