@@ -29,7 +29,7 @@ def reshard_tensorrt_llm(
     moe_ep_size: int = 1,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write a TensorRT-LLM checkpoint for other ranks: from any layout to any, with the memory of a few tensors.
+    """Write a TensorRT-LLM checkpoint for other ranks: from any layout to any, with the memory of one tensor.
 
     No number changes. Repeated key/value heads and rows that pad the vocabulary come and go as the layout needs; a
     head that is the token embedding is written out where no rank has both, and remains so.
@@ -57,11 +57,16 @@ def reshard_tensorrt_llm(
         _write_metadata(source, config, layout, folder)
         files = RankFiles(folder, layout)
         for name in source.names():
-            for rank, (local_name, part) in shard_tensor(name, source.tensor(name), config, layout).items():
-                files.add(rank, local_name, part)
+            _move(name, source, files, config, layout)
         manifests = files.finish()
         num_bytes = sum(path.stat().st_size for path in folder.glob("rank*.safetensors"))
     return ExportReport(out, sum(map(len, manifests)), num_bytes, (), "tensorrt_llm", ())
+
+
+def _move(name: str, source: RankReader, files: RankFiles, config: Mapping[str, Any], layout: Layout) -> None:
+    """Write a tensor for other ranks; returning lets go of it before the next one is read."""
+    for rank, (local_name, part) in shard_tensor(name, source.tensor(name), config, layout).items():
+        files.add(rank, local_name, part)
 
 
 def _with_head(source: RankReader) -> dict[str, Any]:
