@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from octavo.core.errors import CheckpointError, nearest
 from octavo.core.model.shard_reader import read_json
 from octavo.exporters.tensorrt_llm.caches import CACHES
 from octavo.exporters.tensorrt_llm.formats import Format, formats
 from octavo.exporters.tensorrt_llm.layer_numbers import renumbered
-from octavo.exporters.tensorrt_llm.layout import Layout
+from octavo.exporters.tensorrt_llm.layout import Layout, section_of
 from octavo.exporters.tensorrt_llm.rank_reader import CONFIG_FILE, LAYERS_FILE, RankReader
 
 _MIXED = "MIXED_PRECISION"
@@ -25,7 +24,7 @@ def layer_formats(ranks: RankReader, layers: Sequence[str]) -> dict[str, Format]
     """
     if not layers:
         return {}
-    algo = _quantization(ranks).get("quant_algo")
+    algo = section_of(ranks.config, "quantization").get("quant_algo")
     if algo != _MIXED:
         known = _format(algo, f"{ranks.directory / CONFIG_FILE}")
         return dict.fromkeys(layers, known)
@@ -49,21 +48,12 @@ def cache_algo(ranks: RankReader) -> str | None:
     Raises:
         CheckpointError: it is unknown.
     """
-    name = _quantization(ranks).get("kv_cache_quant_algo")
+    name = section_of(ranks.config, "quantization").get("kv_cache_quant_algo")
     if name is not None and name not in CACHES:
         raise CheckpointError(
             f"{ranks.directory / CONFIG_FILE} names the cache's format {name!r}; known: {', '.join(CACHES)}"
         )
     return name
-
-
-def _quantization(ranks: RankReader) -> Mapping[str, Any]:
-    found = ranks.config.get("quantization") or {}
-    if not isinstance(found, Mapping):
-        raise CheckpointError(
-            f"{ranks.directory / CONFIG_FILE}: quantization must be an object, found {found!r}"
-        )
-    return found
 
 
 def _format(algo: object, where: str) -> Format:

@@ -41,9 +41,7 @@ class Layout:
         Raises:
             CheckpointError: it names none, or one with context-parallel ranks.
         """
-        mapping = config.get("mapping", {})
-        if not isinstance(mapping, Mapping):
-            raise CheckpointError(f"config.json must have a mapping of sizes, found {mapping!r}")
+        mapping = section_of(config, "mapping")
         sizes = {key: mapping.get(key, 1) for key in ("tp_size", "pp_size", "cp_size", "moe_ep_size")}
         wrong = {
             key: size for key, size in sizes.items() if type(size) is not int or (size < 1 and size != -1)
@@ -129,7 +127,8 @@ class Layout:
             yield f"it has no experts for {self.moe_ep_size} groups"
         if config.get("share_embedding_table") and self.pp_size == 1 and not self.shares_embedding(config):
             yield "its head is the token embedding, which every rank has whole (use_parallel_embedding is off)"
-        block = (config.get("quantization") or {}).get("group_size") or 1
+        has_block = section_of(config, "quantization").get("group_size") is not None
+        block = size_of(section_of(config, "quantization"), "group_size") if has_block else 1
         for what, size, ranks, multiple in self._divided_sizes(config, block):
             if size % ranks:
                 yield f"{what} {size} is not divisible by {ranks} ranks"
@@ -178,5 +177,18 @@ def head_size(config: Mapping[str, Any]) -> int:
 
 def num_experts(config: Mapping[str, Any]) -> int:
     """Return how many experts a layer has in all; 0 for a model without."""
-    experts = (config.get("moe") or {}).get("num_experts", config.get("moe_num_experts"))
-    return experts or 0
+    told = {**config, **section_of(config, "moe")}
+    key = "num_experts" if "num_experts" in told else "moe_num_experts"
+    return size_of(told, key) if told.get(key) else 0
+
+
+def section_of(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a table within config.json; empty where there is none.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    section = config.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(f"{key} of config.json must be an object, found {section!r}")
+    return section

@@ -19,6 +19,7 @@ from octavo.exporters.tensorrt_llm.caches import CACHE_QUANTIZERS, CACHES
 from octavo.exporters.tensorrt_llm.formats import Format
 from octavo.exporters.tensorrt_llm.huggingface_names import HuggingFaceNames, NamedRows
 from octavo.exporters.tensorrt_llm.layer_formats import cache_algo, layer_formats
+from octavo.exporters.tensorrt_llm.layout import section_of
 from octavo.exporters.tensorrt_llm.rank_reader import RankReader
 from octavo.exporters.tensorrt_llm.unspelling import SCALES, SECOND, WEIGHT, state_of, stored_spec, unspell
 
@@ -107,7 +108,7 @@ class TensorRtLlmCheckpoint:
             "dialect": "tensorrt_llm",
             "architecture": config.get("architecture"),
             "ranks": {"tp": layout.tp_size, "pp": layout.pp_size, "ep": layout.moe_ep_size},
-            "quant_algo": (config.get("quantization") or {}).get("quant_algo"),
+            "quant_algo": section_of(config, "quantization").get("quant_algo"),
             "kv_cache_quant_algo": cache_algo(self._ranks),
             "layers": dict(Counter(known.quant_algo for known in self._formats.values())),
             "num_tensors": len(self._ranks.names()),

@@ -13,7 +13,7 @@ from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.shard_reader import MANIFEST_NAME, read_json
 from octavo.exporters.tensorrt_llm.layer_numbers import renumbered
-from octavo.exporters.tensorrt_llm.layout import Layout
+from octavo.exporters.tensorrt_llm.layout import Layout, section_of
 from octavo.exporters.tensorrt_llm.rank_files import RankFiles
 from octavo.exporters.tensorrt_llm.rank_reader import CONFIG_FILE, LAYERS_FILE, RankReader
 from octavo.exporters.tensorrt_llm.sharding import EMBEDDING, HEAD, shard_tensor
@@ -79,10 +79,10 @@ def _with_head(source: RankReader) -> dict[str, Any]:
 
 def _write_metadata(source: RankReader, config: dict[str, Any], layout: Layout, folder: Path) -> None:
     written = layout.apply_to(config)
-    quantization = config.get("quantization") or {}
-    if quantization.get("exclude_modules"):
-        patterns = dict.fromkeys(quantization["exclude_modules"])
-        excluded = list(renumbered(patterns, config, source.layout, layout))
+    quantization = section_of(config, "quantization")
+    if patterns := quantization.get("exclude_modules"):
+        _check_patterns(patterns, source)
+        excluded = list(renumbered(dict.fromkeys(patterns), config, source.layout, layout))
         written["quantization"] = {**quantization, "exclude_modules": excluded}
     _write_json(folder / CONFIG_FILE, written)
     if (source.directory / LAYERS_FILE).exists():
@@ -90,6 +90,13 @@ def _write_metadata(source: RankReader, config: dict[str, Any], layout: Layout, 
     for path in sorted(source.directory.iterdir()):
         if path.is_file() and not _is_own(path.name):
             shutil.copyfile(path, folder / path.name)
+
+
+def _check_patterns(patterns: object, source: RankReader) -> None:
+    if not isinstance(patterns, list) or any(not isinstance(pattern, str) for pattern in patterns):
+        raise CheckpointError(
+            f"exclude_modules in {source.directory / CONFIG_FILE} must be a list of patterns, found {patterns!r}"
+        )
 
 
 def _layer_formats(source: RankReader, layout: Layout) -> dict[str, Any]:

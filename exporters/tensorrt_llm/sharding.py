@@ -23,7 +23,7 @@ def shard_tensor(
 
     Args:
         name: Its name in a checkpoint of one rank.
-        tensor: All of it, in the form that §3 of the format's files have (packed weights included).
+        tensor: All of it, in the form that the files have: packed, where it is.
         config: config.json, whose `mapping` does not matter.
         layout: Over which ranks.
 
@@ -102,6 +102,7 @@ def _merge(name: str, parts: Sequence[Tensor], division: Division) -> Tensor:
     dim, ranks = division.dim, len(parts)
     if dim is None:
         return _the_same(name, parts)
+    _check_heads(name, division, ranks)
     merged = []
     by_section = zip(*(_sections(name, part, dim, division, ranks) for part in parts), strict=True)
     for section, length in zip(by_section, division.sections, strict=True):
@@ -123,6 +124,13 @@ def _sections(name: str, tensor: Tensor, dim: int, division: Division, ranks: in
             f"in the proportion {lengths}" + (f", of {division.head_size} each" if division.head_size else "")
         )
     return torch.split(tensor, [length * unit for length in lengths], dim)
+
+
+def _check_heads(name: str, division: Division, ranks: int) -> None:
+    if division.head_size and any(length % ranks and ranks % length for length in division.sections):
+        raise CheckpointError(
+            f"tensor {name!r} cannot be that of {ranks} ranks: config.json says that it has {division.sections} heads"
+        )
 
 
 def _repeated(name: str, section: Tensor, dim: int, heads: int, ranks: int) -> Tensor:
@@ -148,6 +156,11 @@ def _unpadded(name: str, tensor: Tensor, dim: int, division: Division, ranks: in
     if not division.rows:
         return tensor
     _check_rows(name, tensor.shape[dim], division.rows + -division.rows % ranks, division.rows)
+    padding = tensor.narrow(dim, division.rows, tensor.shape[dim] - division.rows)
+    if not division.padding and padding.float().any():
+        raise CheckpointError(
+            f"tensor {name!r} has values in the rows after vocab_size {division.rows} of config.json, which are padding"
+        )
     return tensor.narrow(dim, 0, division.rows)
 
 

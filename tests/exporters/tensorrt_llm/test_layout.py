@@ -36,7 +36,7 @@ def test_a_config_without_a_mapping_is_for_one_rank_and_minus_one_for_no_groups(
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ([1], "must have a mapping of sizes, found [1]"),
+        ([1], "mapping of config.json must be an object, found [1]"),
         ({"tp_size": "2"}, "at least 1, and cp_size 1; found {'tp_size': '2'}"),
         ({"tp_size": 0}, "at least 1, and cp_size 1; found {'tp_size': 0}"),
         ({"world_size": 2, "cp_size": 2}, "cp_size 1; found {'world_size': 2, 'cp_size': 2}"),
@@ -102,6 +102,26 @@ def test_every_problem_is_named_at_once() -> None:
 def test_a_config_that_lacks_a_size(key: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=f"must say {key}, a whole number, at least 1; found {value!r}"):
         Layout(2, 2).check(config_of("llama", None, **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"moe": [8]}, "moe of config.json must be an object, found [8]"),
+        ({"moe": {"num_experts": "8"}}, "must say num_experts, a whole number, at least 1; found '8'"),
+        ({"quantization": "FP8"}, "quantization of config.json must be an object, found 'FP8'"),
+        ({"quantization": {"group_size": -1}}, "must say group_size, a whole number, at least 1; found -1"),
+    ],
+)
+def test_a_config_whose_tables_are_none(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        Layout(2, 2).check(config_of("llama", None, **changes))
+
+
+def test_experts_by_their_older_name() -> None:
+    config = config_of("llama", None, moe_num_experts=6)
+    with pytest.raises(ExportError, match="6 experts are not divisible by 4 groups"):
+        Layout(4, 1, 4).check(config)
 
 
 def test_experts_are_divided_by_the_ranks_of_a_group() -> None:

@@ -105,7 +105,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path, algo: str, edit: Any, message: 
     [
         ({"quantization": {"quant_algo": "FP9"}}, "unknown quant_algo 'FP9'; known: FP8, "),
         ({"quantization": {}}, "unknown quant_algo None; known: FP8, "),
-        ({"quantization": [1]}, "quantization must be an object, found [1]"),
+        ({"quantization": [1]}, "quantization of config.json must be an object, found [1]"),
         (
             {"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "INT4"}},
             "names the cache's format 'INT4'; known: FP8, INT8, NVFP4",

@@ -122,6 +122,12 @@ def test_exclusions_get_the_numbers_of_their_stage(tmp_path: Path) -> None:
     assert found == ["lm_head", "transformer.layers.1.mlp.fc"]
 
 
+def test_exclusions_that_are_no_list(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "one", quantization={"quant_algo": "FP8", "exclude_modules": "lm_head"})
+    with pytest.raises(CheckpointError, match="must be a list of patterns, found 'lm_head'"):
+        octavo.reshard_tensorrt_llm(source, tmp_path / "out")
+
+
 def test_other_files_come_along(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "one")
     (source / "tokenizer.json").write_text("{}", encoding="utf-8")

@@ -49,6 +49,12 @@ def test_a_vocabulary_of_another_size_than_the_configs() -> None:
         merge_tensor(HEAD, [torch.zeros(14, HIDDEN)] * 4, config, FOUR)
 
 
+def test_rows_after_the_vocabulary_that_are_no_padding() -> None:
+    config, parts = config_of("llama", None), [torch.ones(13, HIDDEN)] * 4
+    with pytest.raises(CheckpointError, match="has values in the rows after vocab_size 50"):
+        merge_tensor(HEAD, parts, config, FOUR)
+
+
 @pytest.mark.parametrize(
     ("changes", "shapes"),
     [
@@ -122,6 +128,17 @@ def test_heads_that_do_not_fit_the_tensor() -> None:
         shard_tensor(name, torch.zeros(512, 32), config, FOUR)
     with pytest.raises(CheckpointError, match=r"shape \[60, 32\].*in the proportion \(2, 1, 1\), of 16 each"):
         merge_tensor(name, [torch.zeros(60, 32)] * 4, config, FOUR)
+
+
+def test_heads_that_ranks_cannot_have() -> None:
+    name, config = (
+        "transformer.layers.0.attention.qkv.weight",
+        config_of("llama", None, num_key_value_heads=3),
+    )
+    with pytest.raises(
+        CheckpointError, match=r"cannot be that of 2 ranks: config\.json says that it has \(8, 3, 3\)"
+    ):
+        merge_tensor(name, [torch.zeros(96, 32)] * 2, config, Layout(2, 1))
 
 
 def test_a_dim_that_does_not_divide() -> None:
