@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
     from octavo.core.verification.verify import verify_checkpoint
+    from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
     from octavo.exporters.unified_hf.writer import export_hf_checkpoint
 
 _MODULE_OF = {
@@ -95,6 +96,7 @@ _MODULE_OF = {
     "print_quant_summary": "octavo.core.calibration.summary",
     "quantize": "octavo.core.calibration.quantize",
     "register": "octavo.core.modules",
+    "reshard_tensorrt_llm": "octavo.exporters.tensorrt_llm.reshard",
     "restore": "octavo.core.modes.storage",
     "save": "octavo.core.modes.storage",
     "set_quantizer_attribute": "octavo.core.calibration.quantizer_changes",
@@ -148,6 +150,7 @@ __all__ = [
     "print_quant_summary",
     "quantize",
     "register",
+    "reshard_tensorrt_llm",
     "restore",
     "save",
     "set_quantizer_attribute",

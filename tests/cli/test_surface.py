@@ -82,6 +82,15 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--json": False,
     },
     "report": {"DIRECTORY": "required", "--worst": 10, "--json": False},
+    "reshard": {
+        "DIRECTORY": "required",
+        "--out": "required",
+        "--tp": 1,
+        "--pp": 1,
+        "--ep": 1,
+        "--overwrite": False,
+        "--json": False,
+    },
     "presets": {"--json": False},
     "plugins": {"--json": False},
 }

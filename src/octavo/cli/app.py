@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report, verify
+from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report, reshard, verify
 from octavo.core.errors import CalibrationError, CheckpointError, ExportError, OctavoError
 
 REFUSED, CALIBRATION_FAILED, CHECKPOINT_FAILED = 3, 4, 5
@@ -30,6 +30,7 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("reshard")(reshard.reshard)
 app.command("presets")(listings.presets)
 app.command("plugins")(listings.plugins)
 
