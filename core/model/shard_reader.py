@@ -21,21 +21,26 @@ class ShardReader:
 
     Tensors are read when asked for and not kept. Where the folder has a manifest, they are held to it.
 
+    Args:
+        directory: The folder.
+        file: Read this file alone, and hold it to a manifest of its own; otherwise what Hugging Face names so.
+
     Raises:
         CheckpointError: the folder has no checkpoint, a shard is missing or damaged, an index names a shard
             outside the folder or a tensor that its shard does not have, or the manifest names a tensor that is
             not there. File and tensor are named.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, file: str | None = None) -> None:
         self.directory = directory
         self._files: dict[str, Any] = {}
-        self._shard_of = self._read_index()
-        self._manifest = read_manifest(directory)
+        self._shard_of = self._read_index() if file is None else dict.fromkeys(self._open(file).keys(), file)
+        self._manifest = read_manifest(directory, manifest_name(file))
         lost = sorted(self._manifest.keys() - self._shard_of.keys())
         if lost:
             raise CheckpointError(
-                f"{directory} lacks tensors of its {MANIFEST_NAME}: {listed(lost)}. Copy or export the checkpoint again"
+                f"{directory} lacks tensors of its {manifest_name(file)}: {listed(lost)}. Copy or export the "
+                "checkpoint again"
             )
 
     def names(self) -> list[str]:
@@ -139,23 +144,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def write_manifest(directory: Path, manifest: dict[str, ManifestEntry]) -> None:
+def manifest_name(file: str | None) -> str:
+    """Return the name of a checkpoint's manifest, or of that of one `file` whose tensors' names recur in others."""
+    return MANIFEST_NAME if file is None else f"octavo_manifest.{file.removesuffix('.safetensors')}.json"
+
+
+def write_manifest(directory: Path, manifest: dict[str, ManifestEntry], name: str = MANIFEST_NAME) -> None:
     """Write the manifest of a checkpoint beside its shards."""
     tensors = {
         name: {"shard": e.shard, "dtype": e.dtype, "shape": list(e.shape), "sha256": e.sha256}
         for name, e in sorted(manifest.items())
     }
     text = json.dumps({"version": MANIFEST_VERSION, "tensors": tensors}, indent=1)
-    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+    (directory / name).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(directory: Path) -> dict[str, ManifestEntry]:
+def read_manifest(directory: Path, name: str = MANIFEST_NAME) -> dict[str, ManifestEntry]:
     """Read the manifest of a checkpoint; empty when there is none (other tools write none).
 
     Raises:
         CheckpointError: the file is damaged or of another version.
     """
-    path = directory / MANIFEST_NAME
+    path = directory / name
     if not path.exists():
         return {}
     data = read_json(path)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from octavo.core.plugins.markers import hookimpl
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
+    from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint
     from octavo.exporters.unified_hf.writer import export_hf_checkpoint
 
 _MODULE_OF = {
@@ -78,6 +79,7 @@ _MODULE_OF = {
     "enable_huggingface": "octavo.adapters.huggingface.from_pretrained",
     "enable_quantizer": "octavo.core.calibration.quantizer_changes",
     "export_hf_checkpoint": "octavo.exporters.unified_hf.writer",
+    "export_tensorrt_llm_checkpoint": "octavo.exporters.tensorrt_llm.writer",
     "finalize": "octavo.core.calibration.finalize",
     "finalized": "octavo.core.calibration.finalize",
     "fold_weight": "octavo.core.calibration.fold",
@@ -130,6 +132,7 @@ __all__ = [
     "enable_huggingface",
     "enable_quantizer",
     "export_hf_checkpoint",
+    "export_tensorrt_llm_checkpoint",
     "finalize",
     "finalized",
     "fold_weight",

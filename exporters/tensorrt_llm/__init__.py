@@ -1,0 +1,1 @@
+"""TensorRT-LLM checkpoints: config.json and one file for each rank, as its engine builder reads them."""
