@@ -48,7 +48,7 @@ class ModelFacts:
 
 
 def peer_config(config: Mapping[str, Any], family: Family, facts: ModelFacts) -> dict[str, Any]:
-    """Return the fields that ModelOpt writes, but for `quantization`, `mapping` and `rank`.
+    """Return the fields that ModelOpt writes, but for `quantization` and `mapping`.
 
     Args:
         config: The model's hyperparameters, as in the framework's config.json.
@@ -82,6 +82,7 @@ def peer_config(config: Mapping[str, Any], family: Family, facts: ModelFacts) ->
         "residual_mlp": False,
         "bias": facts.has_dense_bias,
         "rotary_pct": 1.0,
+        "rank": 0,
         "decoder": family.decoder,
         "rmsnorm": family.norm == "rms",
         "lm_head_bias": facts.has_head_bias,

@@ -11,6 +11,7 @@ from typing import Any
 from octavo.core.formats import PerBlock, QuantSpec
 from octavo.core.model.exporter import LayerFormat, Verdict
 
+_GLOBAL_MAX = 2688.0  # of FP4 as it is calibrated
 _ANY_LENGTH = 1  # stands for a block length that formats.yaml leaves open
 
 
@@ -93,7 +94,8 @@ def block_length(weight: QuantSpec) -> int | None:
 
 def _comparable(weight: QuantSpec) -> QuantSpec:
     """Leave out how scales were found and quotients are rounded."""
-    return replace(weight, dynamic=False, arithmetic="multiply", ties="even")
+    global_max = None if weight.global_max is None else _GLOBAL_MAX
+    return replace(weight, dynamic=False, arithmetic="multiply", ties="even", global_max=global_max)
 
 
 def _spec(data: dict[str, Any]) -> QuantSpec:
