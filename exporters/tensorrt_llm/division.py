@@ -60,7 +60,7 @@ def division_of(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> D
         heads = (size_of(config, "num_attention_heads"), kv_heads(config), kv_heads(config))
         return Division(dim, heads, head_size(config))
     if layer == "lm_head":  # a padded row of zeros has the scale 1, as 0 would be divided by
-        padding = 1.0 if "scale" in tensor else 0.0
+        padding = 0.0 if tensor in ("weight", "bias") else 1.0
         return Division(dim, rows=size_of(config, "vocab_size"), padding=padding)
     is_joined = layer == "fc" and _joins_two(parts, is_expert, config)
     return Division(dim, (1, 1) if is_joined else (1,), is_expert=is_expert)
@@ -97,14 +97,15 @@ def _kind(tensor: str, shape: Sequence[int]) -> str:
 
 
 def _is_expert(parts: Sequence[str], shape: Sequence[int], config: Mapping[str, Any]) -> bool:
-    """Whether dim 0 of a tensor is experts: it has one dim more than in a plain MLP, or one scale per expert."""
-    if not num_experts(config) or parts[-3:-1] not in (["mlp", "fc"], ["mlp", "proj"]):
+    """Whether dim 0 of a tensor is experts: a model that has some may have plain MLPs, too."""
+    experts = num_experts(config)
+    if not experts or parts[-3:-1] not in (["mlp", "fc"], ["mlp", "proj"]):
         return False
-    dims_of_plain = {"weight": 2, "bias": 1, "prequant_scaling_factor": 1, "weights_scaling_factor": 2}
-    is_scale_each = (
-        parts[-1] == "weights_scaling_factor" and len(shape) == 2 and num_experts(config) % shape[0] == 0
-    )
-    return len(shape) > dims_of_plain.get(parts[-1], 1) or (is_scale_each and shape[1] == 1)
+    if (
+        parts[-1] == "weights_scaling_factor" and len(shape) == 2
+    ):  # [experts, out or 1]; of a plain MLP [out, blocks]
+        return experts % shape[0] == 0
+    return len(shape) > (2 if parts[-1] in ("weight", "weights_scaling_factor") else 1)
 
 
 def _joins_two(parts: Sequence[str], is_expert: bool, config: Mapping[str, Any]) -> bool:

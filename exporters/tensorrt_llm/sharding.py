@@ -122,7 +122,7 @@ def _sections(name: str, tensor: Tensor, dim: int, division: Division, ranks: in
             f"tensor {name!r} has shape {list(tensor.shape)}; along dim {dim % tensor.dim()} it must hold equal parts "
             f"in the proportion {lengths}" + (f", of {division.head_size} each" if division.head_size else "")
         )
-    return tensor.split([length * unit for length in lengths], dim)
+    return torch.split(tensor, [length * unit for length in lengths], dim)
 
 
 def _repeated(name: str, section: Tensor, dim: int, heads: int, ranks: int) -> Tensor:

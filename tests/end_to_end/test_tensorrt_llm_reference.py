@@ -12,19 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import octavo
-from helpers.reference import quantized_model
-from helpers.smoothed_reference import smoothed_model
+from helpers.tensorrt_llm_reference import PRESETS, reference_folder, reference_model
 
-PRESETS = (
-    "FP8_DEFAULT_CFG",
-    "FP8_DEFAULT_CFG+FP8_KV_CFG",
-    "INT4_AWQ_CFG",
-    "INT8_SMOOTHQUANT_CFG",
-    "INT8_WEIGHT_ONLY_CFG",
-    "NVFP4_DEFAULT_CFG",
-    "W4A8_AWQ_BETA_CFG",
-)
-SMOOTHED = ("INT4_AWQ_CFG", "INT8_SMOOTHQUANT_CFG", "W4A8_AWQ_BETA_CFG")
 LAYOUTS = {"tp1pp1": (1, 1), "tp2pp2": (2, 2)}
 # Derived from activations, whose last bits follow the machine's matrix kernels.
 ACTIVATION_SCALES = ("activation_scaling_factor", "cache_scaling_factor")
@@ -32,9 +21,7 @@ ACTIVATION_SCALES = ("activation_scaling_factor", "cache_scaling_factor")
 
 @pytest.fixture(scope="module", params=PRESETS)
 def case(request: pytest.FixtureRequest, shared: Path) -> tuple[str, nn.Module]:
-    preset = request.param
-    make = smoothed_model if preset in SMOOTHED else quantized_model
-    return preset, make(shared, "dense", preset)
+    return request.param, reference_model(shared, request.param)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -42,7 +29,7 @@ def test_export_equals_the_reference(
     shared: Path, tmp_path: Path, case: tuple[str, nn.Module], layout: str
 ) -> None:
     preset, model = case
-    reference, out = shared / "reference" / "modelopt" / "dense-trtllm" / preset / layout, tmp_path / "out"
+    reference, out = reference_folder(shared, preset, layout), tmp_path / "out"
     tp, pp = LAYOUTS[layout]
 
     octavo.export_tensorrt_llm_checkpoint(
