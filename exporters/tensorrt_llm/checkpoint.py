@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.core.errors import ExportError, listed
 from octavo.core.model.description import ModelDescription
-from octavo.core.model.exporter import LayerFormat
+from octavo.core.model.exporter import LayerFormat, Verdict
 from octavo.exporters.tensorrt_llm.config import ModelFacts, peer_config, reader_config
 from octavo.exporters.tensorrt_llm.families import Family
 from octavo.exporters.tensorrt_llm.formats import Format, format_for
@@ -96,7 +96,7 @@ class Checkpoint:
 
     def warnings(self) -> Iterator[str]:
         """Yield what nobody has tried with a reader."""
-        said = {}
+        said: dict[tuple[str, Verdict], list[str]] = {}
         for name, (known, layer_format) in self._formats.items():
             if known is not None and layer_format is not None:
                 verdict = known.verdict(layer_format.weight)

@@ -70,10 +70,10 @@ def formats() -> tuple[Format, ...]:
 
     rows = yaml.safe_load(Path(__file__).with_name("formats.yaml").read_text(encoding="utf-8"))
     specs = ("weight", "inputs", "then")
-    return tuple(
-        Format(**{key: _spec(value) if key in specs and value else value for key, value in row.items()})
-        for row in rows
-    )
+    fields: list[dict[str, Any]] = [
+        {key: _spec(value) if key in specs and value else value for key, value in row.items()} for row in rows
+    ]
+    return tuple(Format(**row) for row in fields)
 
 
 def format_for(layer: LayerFormat | None) -> Format | None:

@@ -12,18 +12,22 @@ from octavo.core.packed import PackedChain, PackedTensor
 
 
 class WeightSource(Protocol):
-    """The tensors of a model, with the numbers of this dialect; all names are those of the framework's checkpoints.
+    """The tensors of a model, with the numbers of this dialect; all names are those of the framework's checkpoints."""
 
-    Attributes:
-        config: The model's hyperparameters, as in the framework's config.json.
-        layers: Format of each quantized layer by its name; of each expert's matrix where these are stacked.
-        experts: For each module of stacked experts the names of the matrices that its parameters hold: of every
-            expert, and of its row segments in order.
-    """
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's hyperparameters, as in the framework's config.json."""
 
-    config: Mapping[str, Any]
-    layers: Mapping[str, LayerFormat]
-    experts: Mapping[str, Mapping[str, tuple[tuple[str, ...], ...]]]
+    @property
+    def layers(self) -> Mapping[str, LayerFormat]:
+        """Format of each quantized layer by its name; of each expert's matrix where these are stacked."""
+
+    @property
+    def experts(self) -> Mapping[str, Mapping[str, tuple[tuple[str, ...], ...]]]:
+        """The names of the matrices that the parameters of each module of stacked experts hold.
+
+        Of every expert, those of its row segments in order.
+        """
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of that name."""

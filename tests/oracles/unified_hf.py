@@ -32,14 +32,21 @@ def read_tensors(directory: Path) -> dict[str, Array]:
     """Parse every safetensors file of a folder."""
     tensors: dict[str, Array] = {}
     for path in sorted(directory.glob("model*.safetensors")):
-        data = path.read_bytes()
-        start = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:start])
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            first, last = entry["data_offsets"]
-            raw = np.frombuffer(data[start + first : start + last], _DTYPES[entry["dtype"]])
-            tensors[name] = raw.reshape(entry["shape"])
+        tensors |= read_file(path)
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, Array]:
+    """Parse one safetensors file."""
+    tensors: dict[str, Array] = {}
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        raw = np.frombuffer(data[start + first : start + last], _DTYPES[entry["dtype"]])
+        tensors[name] = raw.reshape(entry["shape"])
     return tensors
 
 
