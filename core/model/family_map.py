@@ -12,6 +12,7 @@ from torch import nn
 from octavo.core.errors import ConfigError, listed
 from octavo.core.model.description import BlockDescription, ModelDescription
 from octavo.core.model.family_segments import declared_segments
+from octavo.core.model.segments import RowSegments
 
 _FOLDER = Path(__file__).with_name("families")
 
@@ -53,24 +54,60 @@ def describe_by_map(
             f"the family map {family!r} (model type {model_type!r}) names layers that this "
             f"{type(model).__name__} does not have: {listed(missing)}"
         )
-    hyperparameters = _hyperparameters(table["hyperparameters"], config)
-    in_all_blocks = [_named(blocks, group) for group in table.get("same_input_in_all_blocks", ())]
-    return ModelDescription(
-        family=family,
-        blocks=blocks,
-        roles={role: name for role, name in table["roles"].items() if name in modules},
-        same_input=tuple(_named([block], group) for block in blocks for group in table["same_input"])
-        + tuple(in_all_blocks),
-        column_parallel=frozenset(_named(blocks, table["column_parallel"])),
-        row_parallel=frozenset(_named(blocks, table["row_parallel"])),
-        hyperparameters=hyperparameters,
-        segments=declared_segments(family, table.get("segments", {}), blocks, hyperparameters, modules),
+    sizes = _hyperparameters(table["hyperparameters"], config)
+    roles = {role: name for role, name in table["roles"].items() if name in modules}
+    segments = declared_segments(family, table.get("segments", {}), blocks, sizes, modules)
+    return _description(family, table, blocks, roles, sizes, segments)
+
+
+def describe_by_sizes(model_type: str, sizes: Mapping[str, int]) -> ModelDescription | None:
+    """Describe a model of which only the sizes are known, by the map for `model_type`.
+
+    Args:
+        model_type: As in `describe_by_map`; of its maps the one whose variant asks for nothing.
+        sizes: As `ModelDescription.hyperparameters`, `num_layers` among them. Nothing is checked against layers.
+
+    Returns:
+        The description, or None when no such map knows `model_type`, or it describes several stacks of blocks.
+    """
+    names = [name for name in _maps_by_type().get(model_type, ()) if "requires" not in _load(name)]
+    if not names or "stacks" in _load(names[0]):
+        return None
+    table = _load(names[0])
+    prefixes = [f"{table['blocks']}.{number}" for number in range(sizes["num_layers"])]
+    blocks = tuple(
+        BlockDescription(prefix, table["kind"], _prefixed(prefix, table["block_roles"]))
+        for prefix in prefixes
     )
+    segments = declared_segments(names[0], table.get("segments", {}), blocks, sizes, None)
+    return _description(names[0], table, blocks, table["roles"], sizes, segments)
 
 
 def known_model_types() -> list[str]:
     """Return the model types that some family map describes."""
     return sorted(_maps_by_type())
+
+
+def _description(
+    family: str,
+    table: Mapping[str, Any],
+    blocks: tuple[BlockDescription, ...],
+    roles: Mapping[str, str],
+    sizes: Mapping[str, int],
+    segments: Mapping[str, RowSegments],
+) -> ModelDescription:
+    in_all_blocks = [_named(blocks, group) for group in table.get("same_input_in_all_blocks", ())]
+    return ModelDescription(
+        family=family,
+        blocks=blocks,
+        roles=roles,
+        same_input=tuple(_named([block], group) for block in blocks for group in table["same_input"])
+        + tuple(in_all_blocks),
+        column_parallel=frozenset(_named(blocks, table["column_parallel"])),
+        row_parallel=frozenset(_named(blocks, table["row_parallel"])),
+        hyperparameters=sizes,
+        segments=segments,
+    )
 
 
 def _fits(family: str, config: object) -> bool:

@@ -18,7 +18,7 @@ def declared_segments(
     table: Mapping[str, Any],
     blocks: Iterable[BlockDescription],
     hyperparameters: Mapping[str, int],
-    modules: Mapping[str, nn.Module],
+    modules: Mapping[str, nn.Module] | None,
 ) -> dict[str, RowSegments]:
     """Return the segments of each fused layer, by module name.
 
@@ -29,7 +29,7 @@ def declared_segments(
             in, or nothing; `weight_dim`, as in `RowSegments`.
         blocks: The model's blocks.
         hyperparameters: Its sizes. `num_kv_heads` and `head_dim` default to what ungrouped attention has.
-        modules: Its modules by name.
+        modules: Its modules by name, whose rows are checked; None where only sizes are known.
 
     Raises:
         ConfigError: a size is unknown, rows do not divide into the groups, or add up to another number than the
@@ -44,7 +44,8 @@ def declared_segments(
         if role in block.roles
     }
     for name, segments in found.items():
-        _check_rows(family, name, segments, modules[name])
+        if modules is not None:
+            _check_rows(family, name, segments, modules[name])
     return found
 
 

@@ -71,10 +71,7 @@ class ShardReader:
         Raises:
             CheckpointError: it is not one positive, finite number.
         """
-        scale = self.tensor(name).float()
-        if scale.numel() != 1 or not scale.isfinite().all() or scale.item() <= 0:
-            raise CheckpointError(f"{self.where(name)} must be one positive number, found {scale}")
-        return scale
+        return positive_number(self.tensor(name), self.where(name))
 
     def where(self, name: str) -> str:
         """Return the file and the name of a tensor, for messages."""
@@ -127,6 +124,18 @@ class ShardReader:
                     f"{self.directory / shard} lacks tensors of the index: {listed(missing)}"
                 )
         return shard_of
+
+
+def positive_number(scale: Tensor, where: str) -> Tensor:
+    """Return a scale in fp32.
+
+    Raises:
+        CheckpointError: it is not one positive, finite number; `where` it is, is named.
+    """
+    scale = scale.float()
+    if scale.numel() != 1 or not scale.isfinite().all() or scale.item() <= 0:
+        raise CheckpointError(f"{where} must be one positive number, found {scale}")
+    return scale
 
 
 def read_json(path: Path) -> dict[str, Any]:

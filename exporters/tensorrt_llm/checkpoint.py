@@ -151,7 +151,7 @@ class Checkpoint:
 
     def _config(self) -> dict[str, Any]:
         config = self._peer_config()
-        if self._for_reader:
+        if self._for_reader or not self._family.has_peer:
             config |= reader_config(self._source.config, self._family)
         quantization, _ = self._quantization(Layout(1, 1), config)
         return {**config, "quantization": quantization}
@@ -186,7 +186,7 @@ class Checkpoint:
             for name, (known, layer) in self._formats.items()
         }
         for number in range(len(self._description.blocks)):
-            modules = plain_modules(self._description, number)
+            modules = plain_modules(self._description, number, self._family.names)
             said |= {name: None for name, _ in modules if name.endswith(".router")}
         return said
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from octavo.core.errors import UnsupportedError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
 from octavo.exporters.tensorrt_llm.dialect import TensorRtLlmDialect
 from octavo.exporters.tensorrt_llm.rank_files import rank_name
+from octavo.exporters.tensorrt_llm.reader import TensorRtLlmCheckpoint
 from octavo.exporters.tensorrt_llm.writer import NAME, export_tensorrt_llm_checkpoint
 
 # The engines that `target` names elsewhere read Hugging Face checkpoints; TensorRT-LLM's with its PyTorch backend.
@@ -21,7 +21,7 @@ _OTHER_READER = Verdict("refused", "only TensorRT-LLM's engine builder reads Ten
 
 
 class TensorRtLlmExporter:
-    """Writes TensorRT-LLM checkpoints; see `core.model.exporter.Exporter`."""
+    """Writes and reads TensorRT-LLM checkpoints; see `core.model.exporter.Exporter`."""
 
     name = NAME
     quant_method = NAME
@@ -36,14 +36,8 @@ class TensorRtLlmExporter:
         return (directory / rank_name(0)).is_file()
 
     def open(self, directory: Path) -> QuantizedCheckpoint:
-        """Refuse to open a checkpoint.
-
-        Raises:
-            UnsupportedError: always.
-        """
-        raise UnsupportedError(
-            f"{directory} is a TensorRT-LLM checkpoint, which is written and not read back yet"
-        )
+        """Open a checkpoint of any layout."""
+        return TensorRtLlmCheckpoint(directory)
 
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say that no engine that `target` names reads these checkpoints."""

@@ -21,6 +21,8 @@ class Family:
     transposed: bool = False
     hidden_act: str = ""
     shares_head: bool = False
+    has_peer: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     reader: Mapping[str, Any] = field(default_factory=dict)
 

@@ -108,10 +108,15 @@ def head_layer(description: ModelDescription, source: WeightSource) -> JoinedLay
     return _layer(HEAD, Rows(layer))
 
 
-def plain_modules(description: ModelDescription, number: int) -> Iterator[tuple[str, str]]:
-    """Yield (name in the checkpoint, module) of a block's norms and router, which are never quantized."""
-    roles = description.blocks[number].roles
-    yield from ((f"{block_name(number)}.{name}", roles[r]) for r, name in _PLAIN.items() if r in roles)
+def plain_modules(
+    description: ModelDescription, number: int, names: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (name in the checkpoint, module) of a block's norms and router, which are never quantized.
+
+    `names` has the roles that a family calls otherwise.
+    """
+    roles, prefix = description.blocks[number].roles, block_name(number)
+    yield from ((f"{prefix}.{name}", roles[r]) for r, name in {**_PLAIN, **names}.items() if r in roles)
 
 
 def outer_modules(description: ModelDescription) -> Iterator[tuple[str, str]]:

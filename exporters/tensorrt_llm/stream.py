@@ -61,7 +61,7 @@ class Stream:
         for number, block in enumerate(self.description.blocks):
             for layer in block_layers(self.description, number, self.source):
                 yield from self._linear(layer)
-            for name, module in plain_modules(self.description, number):
+            for name, module in plain_modules(self.description, number, self.family.names):
                 yield from self._plain(name, module)
             cache = spell_cache(self.source.cache(block.name))
             yield from ((f"{block_name(number)}.attention.{name}", scale) for name, scale in cache.items())

@@ -27,7 +27,13 @@ GPT = {
     "eos_token_id": 2,
 }
 MPT = {"d_model": 128, "n_heads": 4, "n_layers": 2, "vocab_size": 128, "max_seq_len": 64}
-CONFIGS = {"gpt2": GPT, "gpt_bigcode": GPT, "mpt": MPT, "gemma": {**LLAMA_LIKE, "head_dim": 32}}
+CONFIGS = {
+    "gpt2": GPT,
+    "gpt_bigcode": GPT,
+    "mpt": MPT,
+    "gemma": {**LLAMA_LIKE, "head_dim": 32},
+    "gptj": {**GPT, "rotary_dim": 16},
+}
 Weights = Mapping[str, Tensor]
 
 
@@ -107,6 +113,50 @@ def mpt(w: Weights, block: int) -> dict[str, Tensor]:
     return {f"{o}.weight": w[f"transformer.blocks.{block}.{t}.weight"] for o, t in names.items()}
 
 
+def phi3(w: Weights, block: int) -> dict[str, Tensor]:
+    b = f"model.layers.{block}"
+    gate, up = w[f"{b}.mlp.gate_up_proj.weight"].chunk(2)
+    return {
+        "attention.qkv.weight": w[f"{b}.self_attn.qkv_proj.weight"],
+        "attention.dense.weight": w[f"{b}.self_attn.o_proj.weight"],
+        "mlp.fc.weight": torch.cat([up, gate]),
+        "mlp.proj.weight": w[f"{b}.mlp.down_proj.weight"],
+        "input_layernorm.weight": w[f"{b}.input_layernorm.weight"],
+        "post_layernorm.weight": w[f"{b}.post_attention_layernorm.weight"],
+    }
+
+
+def gpt_neox(w: Weights, block: int) -> dict[str, Tensor]:
+    names = {
+        "attention.qkv": "attention.query_key_value",
+        "attention.dense": "attention.dense",
+        "mlp.fc": "mlp.dense_h_to_4h",
+        "mlp.proj": "mlp.dense_4h_to_h",
+        "input_layernorm": "input_layernorm",
+        "post_attention_layernorm": "post_attention_layernorm",
+    }
+    found = {
+        f"{ours}.{kind}": w[f"gpt_neox.layers.{block}.{theirs}.{kind}"]
+        for ours, theirs in names.items()
+        for kind in ("weight", "bias")
+    }
+    for kind in ("weight", "bias"):  # q, k and v of one head, then of the next
+        heads = found[f"attention.qkv.{kind}"].unflatten(0, (4, 3, 32))
+        found[f"attention.qkv.{kind}"] = heads.transpose(0, 1).flatten(0, 2)
+    return found
+
+
+def gptj(w: Weights, block: int) -> dict[str, Tensor]:
+    b = f"transformer.h.{block}"
+    return {
+        "attention.qkv.weight": torch.cat([w[f"{b}.attn.{letter}_proj.weight"] for letter in "qkv"]),
+        "attention.dense.weight": w[f"{b}.attn.out_proj.weight"],
+        **{f"mlp.{ours}.{kind}": w[f"{b}.mlp.{theirs}.{kind}"]
+           for ours, theirs in (("fc", "fc_in"), ("proj", "fc_out")) for kind in ("weight", "bias")},
+        **{f"input_layernorm.{kind}": w[f"{b}.ln_1.{kind}"] for kind in ("weight", "bias")},
+    }  # fmt: skip
+
+
 ROWS: dict[str, Callable[[Weights, int], dict[str, Tensor]]] = {
     "llama": llama_like,
     "mistral": llama_like,
@@ -115,6 +165,9 @@ ROWS: dict[str, Callable[[Weights, int], dict[str, Tensor]]] = {
     "nemotron": nemotron,
     "gpt2": gpt2,
     "mpt": mpt,
+    "phi3": phi3,
+    "gpt_neox": gpt_neox,
+    "gptj": gptj,
 }
 
 
@@ -179,3 +232,27 @@ def test_int4_appends_rows_to_the_vocabulary(tmp_path: Path) -> None:
         found, expected = tensors[f"{ours}.weight"], weights[f"{theirs}.weight"]
         assert torch.equal(found, torch.cat([expected, torch.zeros(28, 128, dtype=torch.bfloat16)]))
     assert config["vocab_size"] == 128
+
+
+def test_fields_of_models_that_the_peer_does_not_write(tmp_path: Path) -> None:
+    """Partly rotated heads, kinds of positions, biases of heads."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    expected = {
+        "phi": {
+            "rotary_pct": 0.5,
+            "lm_head_bias": True,
+            "bias": True,
+            "hidden_act": "gelu_new",
+            "decoder": "phi",
+        },
+        "gptj": {"position_embedding_type": "rope_gptj", "rotary_dim": 16, "lm_head_bias": True},
+        "gpt_neox": {"rotary_pct": 0.25, "rotary_emb_base": 10000, "bias": True, "rmsnorm": False},
+        "bloom": {"position_embedding_type": "alibi", "hidden_act": "gelu", "num_key_value_heads": 4},
+        "phi3": {"hidden_act": "swiglu", "intermediate_size": 256, "rmsnorm": True},
+    }
+    changes: dict[str, dict[str, Any]] = {"phi": {"rope_parameters": rope}}
+    for model_type, fields in expected.items():
+        tensors, config = exported(model_of(model_type, **changes.get(model_type, {})), tmp_path / model_type)
+        assert {key: config.get(key) for key in fields} == fields
+        assert ("lm_head.bias" in tensors) == config["lm_head_bias"]
+        assert ("transformer.ln_embed.weight" in tensors) == (model_type == "bloom")
