@@ -99,11 +99,19 @@ def reader_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Return the fields that the reader needs and that ModelOpt does not write, or writes with other values.
 
     Arguments are as in `peer_config`.
+
+    Raises:
+        ExportError: its positions are scaled in a way that is not written.
     """
     rope = dict(config.get("rope_parameters") or {})
     base = rope.pop("rope_theta", config.get("rope_theta"))
     part = rope.pop("partial_rotary_factor", config.get("partial_rotary_factor"))
     kind = rope.get("rope_type", "default")
+    if kind == "longrope":
+        raise ExportError(
+            "positions of this model are scaled by longrope, for which TensorRT-LLM has fields of its own that are not "
+            "written yet; use export_hf_checkpoint"
+        )
     written: dict[str, Any] = {} if base is None else {"rotary_base": float(base)}
     if part is not None:
         written["rotary_pct"] = float(part)

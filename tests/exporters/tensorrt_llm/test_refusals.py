@@ -41,6 +41,14 @@ def test_a_type_of_model_without_names(tmp_path: Path) -> None:
         exported(model, tmp_path / "out")
 
 
+def test_positions_scaled_by_longrope(tmp_path: Path) -> None:
+    factors = [1.0] * 16
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
+    model = tiny("phi3", **DECODER, rope_parameters=rope, original_max_position_embeddings=32)
+    with pytest.raises(octavo.ExportError, match="scaled by longrope.*export_hf_checkpoint"):
+        exported(model, tmp_path / "out")
+
+
 def test_a_module_that_no_plugin_knows(tmp_path: Path) -> None:
     with pytest.raises(octavo.ExportError, match="no plugin knows the config of this Linear"):
         exported(nn.Linear(4, 4).bfloat16(), tmp_path / "out")

@@ -12,7 +12,6 @@ import octavo
 from helpers.tensorrt_llm_models import exported, quantized_llama
 from octavo.core.modules import quantized_layers
 
-
 CONFIGS = {
     "FP8": octavo.FP8_DEFAULT_CFG,
     "INT8, smoothed": octavo.INT8_SMOOTHQUANT_CFG,
