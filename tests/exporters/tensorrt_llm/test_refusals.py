@@ -45,7 +45,7 @@ def test_positions_scaled_by_longrope(tmp_path: Path) -> None:
     factors = [1.0] * 16
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
     model = tiny("phi3", **DECODER, rope_parameters=rope, original_max_position_embeddings=32)
-    with pytest.raises(octavo.ExportError, match="scaled by longrope.*export_hf_checkpoint"):
+    with pytest.raises(octavo.ExportError, match=r"scaled by longrope.*export_hf_checkpoint"):
         exported(model, tmp_path / "out")
 
 
