@@ -21,7 +21,7 @@ from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.smoothing_fold import fold_smoothing, format_of
 from octavo.core.errors import ConfigError, ModeError
 from octavo.core.formats import PerTensor, QuantSpec
-from octavo.core.model.exporter import Dialect
+from octavo.core.model.exporter import Dialect, GroupingDialect
 from octavo.core.model.targets import check_target
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantExperts, QuantModule, quantized_layers, tensor_quantizers
@@ -199,6 +199,8 @@ def _apply(
 ) -> tuple[frozenset[str], tuple[str, ...]]:
     """Apply a dialect; return what `fold_smoothing` does."""
     _turn_off(model, dialect)
+    if isinstance(dialect, GroupingDialect):
+        groups = dialect.groups(model, groups)
     folded = fold_smoothing(model, dialect, groups, originals)
     _respecify_weights(model, dialect)
     _share_scales(model, dialect, groups)

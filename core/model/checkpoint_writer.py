@@ -99,8 +99,10 @@ def write_checkpoint(
     with atomic_folder(export_dir, options.overwrite) as folder:
         _write_companions(model, folder, options)
         writer, num_bytes, errors = SafetensorsWriter(folder, options.max_shard_bytes), 0, WeightErrors()
-        with _finalized(model, spelling.exporter, options.target):
-            layout, untried = _layout(model, spelling)
+        with finalized_as(model, spelling.exporter, options.target):
+            layout = model_layout(model, spelling.weights)
+            check_layout(spelling.weights, layout, spelling.stores_stacks)
+            untried = _whole_stacks(model, spelling.weights)
             modules = module_names(layout.names)
             spelling.write_metadata(layout, modules, folder)
             tensors = _tensors(model, spelling, layout, options.dtype, errors)
@@ -140,7 +142,12 @@ def _is_left_out(name: str, module: nn.Module, weights: Mapping[str, StoredWeigh
     return bool(matrices) and not any(matrix in weights for matrix in matrices)
 
 
-def _finalized(model: nn.Module, exporter: str, target: str | None) -> AbstractContextManager[None]:
+def finalized_as(model: nn.Module, exporter: str, target: str | None) -> AbstractContextManager[None]:
+    """Return a context in which the model has the numbers of an exporter's dialect; it may have them already.
+
+    Raises:
+        ExportError: the model is finalized for something else.
+    """
     own = plugins().exporter(exporter)
     name = (own.dialect if target is None else own.dialect_for(target)).name
     other = finalized_for(model)
@@ -177,24 +184,35 @@ def _untried_experts(names: Sequence[str], target: str | None) -> Iterator[str]:
         )
 
 
-def _layout(model: nn.Module, spelling: Spelling) -> tuple[CheckpointLayout, list[str]]:
+def model_layout(model: nn.Module, weights: Mapping[str, StoredWeight]) -> CheckpointLayout:
     """Return where every tensor of the model is in the checkpoint, quantizer state left out.
 
-    Also quantized experts that the framework's checkpoints hold in one tensor.
+    Quantized experts that the framework's checkpoints hold in one tensor are taken apart.
+
+    Args:
+        model: The model.
+        weights: Its quantized weights, by the parameter's name.
     """
+    framework = _framework_layout(model)
+    experts = {
+        name: type(layer) for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)
+    }
+    return with_experts_apart(framework, model, experts, lambda name, _: name in weights)
+
+
+def _framework_layout(model: nn.Module) -> CheckpointLayout:
     modules = model.named_modules(
         remove_duplicate=False
     )  # a shared layer under all of its names, as state dicts
     quantizers = tuple(f"{name}." for name, module in modules if isinstance(module, TensorQuantizer))
     names = [name for name in model.state_dict() if not name.startswith(quantizers)]
-    experts = {
-        name: type(layer) for name, layer in quantized_layers(model) if isinstance(layer, QuantExperts)
-    }
-    framework = plugins().checkpoint_layout(model, names)
-    layout = with_experts_apart(framework, model, experts, lambda name, _: name in spelling.weights)
-    check_layout(spelling.weights, layout, spelling.stores_stacks)
-    stacked = [name for name, weight in spelling.weights.items() if weight.slot.is_stacked]
-    return layout, [name for name in stacked if name in framework.names]
+    return plugins().checkpoint_layout(model, names)
+
+
+def _whole_stacks(model: nn.Module, weights: Mapping[str, StoredWeight]) -> list[str]:
+    """Return the quantized stacks that the framework's checkpoints hold in one tensor."""
+    stacked = [name for name, weight in weights.items() if weight.slot.is_stacked]
+    return [name for name in stacked if name in _framework_layout(model).names] if stacked else []
 
 
 def _tensors(

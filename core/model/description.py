@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from octavo.core.model.segments import RowSegments
 
@@ -46,3 +46,23 @@ class ModelDescription:
     row_parallel: frozenset[str] = frozenset()
     segments: Mapping[str, RowSegments] = field(default_factory=dict)
     hyperparameters: Mapping[str, int] = field(default_factory=dict)
+
+    def renamed(self, names: Mapping[str, str]) -> ModelDescription:
+        """Return the description of the same model whose modules have other names; those not in `names` keep theirs."""
+        blocks = tuple(
+            replace(block, name=names.get(block.name, block.name), roles=_values_renamed(block.roles, names))
+            for block in self.blocks
+        )
+        return replace(
+            self,
+            blocks=blocks,
+            roles=_values_renamed(self.roles, names),
+            same_input=tuple(tuple(names.get(name, name) for name in group) for group in self.same_input),
+            column_parallel=frozenset(names.get(name, name) for name in self.column_parallel),
+            row_parallel=frozenset(names.get(name, name) for name in self.row_parallel),
+            segments={names.get(name, name): segments for name, segments in self.segments.items()},
+        )
+
+
+def _values_renamed(roles: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    return {role: names.get(name, name) for role, name in roles.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,19 @@ class Dialect(Protocol):
         self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return the state that a reader recovers for an activation that was calibrated with `state`."""
+
+
+@runtime_checkable
+class GroupingDialect(Protocol):
+    """A dialect that chooses which layers share; for others all layers that read one tensor do."""
+
+    def groups(self, model: nn.Module, groups: Iterable[Iterable[str]]) -> list[tuple[str, ...]]:
+        """Return the groups of layers, by name, that share scales and factors on inputs.
+
+        Args:
+            model: The model, its quantizers as they were calibrated.
+            groups: The layers that read one tensor.
+        """
 
 
 class Exporter(Protocol):

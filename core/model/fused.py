@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from octavo.core.model.description import ModelDescription
 
-FUSED_ROLES = (("attention.q", "attention.k", "attention.v"), ("mlp.gate", "mlp.up"))
+ATTENTION_ROLES, GATED_ROLES = ("attention.q", "attention.k", "attention.v"), ("mlp.gate", "mlp.up")
+FUSED_ROLES = (ATTENTION_ROLES, GATED_ROLES)
 
 
-def fused_groups(description: ModelDescription | None) -> list[tuple[str, ...]]:
+def fused_groups(
+    description: ModelDescription | None, fused_roles: Sequence[Sequence[str]] = FUSED_ROLES
+) -> list[tuple[str, ...]]:
     """Return the groups of layers, by module name, that engines join; empty without a family map."""
     blocks = description.blocks if description is not None else ()
     groups = (
         tuple(block.roles[role] for role in roles if role in block.roles)
         for block in blocks
-        for roles in FUSED_ROLES
+        for roles in fused_roles
     )
     return [group for group in groups if len(group) > 1]
 

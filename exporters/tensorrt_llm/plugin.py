@@ -15,6 +15,12 @@ def plugin_info() -> PluginInfo:
 
 
 @hookimpl
+def exporters() -> Mapping[str, str]:
+    """Return the exporter."""
+    return {"tensorrt_llm": "octavo.exporters.tensorrt_llm.exporter:EXPORTER"}
+
+
+@hookimpl
 def verifiers() -> Mapping[str, str]:
     """Return the verifier."""
     return {"tensorrt_llm": "octavo.exporters.tensorrt_llm.verification.verifier:VERIFIER"}

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
     from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
+    from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint
     from octavo.exporters.unified_hf.writer import export_hf_checkpoint
 
 _MODULE_OF = {
@@ -80,6 +81,7 @@ _MODULE_OF = {
     "enable_huggingface": "octavo.adapters.huggingface.from_pretrained",
     "enable_quantizer": "octavo.core.calibration.quantizer_changes",
     "export_hf_checkpoint": "octavo.exporters.unified_hf.writer",
+    "export_tensorrt_llm_checkpoint": "octavo.exporters.tensorrt_llm.writer",
     "finalize": "octavo.core.calibration.finalize",
     "finalized": "octavo.core.calibration.finalize",
     "fold_weight": "octavo.core.calibration.fold",
@@ -134,6 +136,7 @@ __all__ = [
     "enable_huggingface",
     "enable_quantizer",
     "export_hf_checkpoint",
+    "export_tensorrt_llm_checkpoint",
     "finalize",
     "finalized",
     "fold_weight",

@@ -19,6 +19,8 @@ SURFACE: dict[str, dict[str, Any]] = {
         **CONFIG,
         "--target": None,
         "--tp": 1,
+        "--dialect": "huggingface",
+        "--pp": 1,
         "--calib-data": None,
         "--stats": None,
         "--stats-budget": None,

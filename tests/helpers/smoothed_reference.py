@@ -53,7 +53,7 @@ def _factors(shared: Path, base: str, preset: str) -> dict[str, Tensor]:
         if rounded is not None:
             common = torch.stack([state[n] for n in _same_input(name)]).mean(0)
             amax = state.get(f"{name}.weight_quantizer._amax")
-            found[name] = _exact_factor(layer.weight.detach(), rounded, common, amax.float(), name, stored)
+            found[name] = exact_factor(layer.weight.detach(), rounded, common, amax.float(), name, stored)
     return found
 
 
@@ -63,7 +63,7 @@ def _same_input(name: str) -> list[str]:
     return [f"{parent}.{member}.input_quantizer._pre_quant_scale" for member in group]
 
 
-def _exact_factor(
+def exact_factor(
     weight: Tensor, rounded: Tensor, common: Tensor, amax: Tensor, name: str, stored: dict[str, Tensor]
 ) -> Tensor:
     """Return a factor [in] in fp32 that rounds to `rounded` and gives the stored codes, and maxima before averaging.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options, output
+from octavo.cli.export import HUGGING_FACE, check_dialect, export
 from octavo.cli.skeleton import check_needs_no_data, plan_checkpoint
 from octavo.core.errors import ConfigError
 from octavo.core.model.atomic_folder import check_place
@@ -24,6 +25,13 @@ def quantize(
     block_size: options.BlockSize = None,
     target: options.Target = None,
     tp: options.TensorParallel = 1,
+    dialect: Annotated[
+        str,
+        typer.Option(
+            help="huggingface, or tensorrt_llm: for TensorRT-LLM's engine builder, over --tp and --pp ranks."
+        ),
+    ] = HUGGING_FACE,
+    pp: Annotated[int, typer.Option("--pp", help="Stages of a TensorRT-LLM checkpoint.")] = 1,
     calib_data: options.CalibrationData = None,
     stats: Annotated[
         Path | None, typer.Option(help="What `octavo calibrate` wrote, instead of --calib-data.")
@@ -43,12 +51,16 @@ def quantize(
     """Quantize MODEL and write a Hugging Face checkpoint to --out: unified, or as --target loads it."""
     import octavo
 
+    check_dialect(dialect, target, pp)
+    engine = (
+        target if dialect == HUGGING_FACE else None
+    )  # the builder is none of the engines that a plan knows
     config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
     if stats is not None and calib_data is not None:
         raise ConfigError("give either --calib-data or --stats, not both")
     _check_out(model, out, overwrite)
     statistics = None if stats is None else octavo.Statistics.load(stats)
-    made = plan_checkpoint(model, config, load_as, trust_remote_code, target, tp, stats_budget)
+    made = plan_checkpoint(model, config, load_as, trust_remote_code, engine, tp, stats_budget)
     made.check()
     tokenizer = batches = None
     if calib_data is not None or _has_tokenizer(model):
@@ -64,15 +76,13 @@ def quantize(
         config,
         batches,
         quiet=quiet,
-        target=target,
+        target=engine,
         tp=tp,
         statistics=statistics,
         stats_budget=stats_budget,
         skip_bad_batches=skip_bad_batches,
     )
-    report = octavo.export_hf_checkpoint(
-        loaded, export_dir=out, tokenizer=tokenizer, overwrite=overwrite, quiet=quiet, target=target
-    )
+    report = export(loaded, out, dialect, target, tp, pp, tokenizer, overwrite=overwrite, quiet=quiet)
     if as_json:
         output.print_json(
             {

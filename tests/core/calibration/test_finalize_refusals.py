@@ -41,9 +41,8 @@ def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
     model = quantized()
     before = snapshot(model)
 
-    message = (
-        r"^no exporter 'unified_hg'; known: compressed_tensors, unified_hf. Did you mean 'unified_hf'\?$"
-    )
+    known = "compressed_tensors, tensorrt_llm, unified_hf"
+    message = rf"^no exporter 'unified_hg'; known: {known}. Did you mean 'unified_hf'\?$"
     with pytest.raises(PluginError, match=message):
         octavo.finalize(model, "unified_hg")
 

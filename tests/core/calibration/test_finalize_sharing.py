@@ -116,7 +116,7 @@ class Recorder:
     name = "recorder"
 
     def __init__(self) -> None:
-        self.groups: list[list[tuple[int, ...]]] = []
+        self.groups_asked: list[list[tuple[int, ...]]] = []
         self.activations: list[str] = []
 
     def weight_spec(self, weight: QuantSpec, inputs: QuantSpec | None) -> QuantSpec:
@@ -128,7 +128,7 @@ class Recorder:
         return state
 
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
-        self.groups.append([tuple(shape) for shape in shapes])
+        self.groups_asked.append([tuple(shape) for shape in shapes])
         return ()
 
     def has_place_for(self, layer: nn.Module, quantizer: str) -> bool:
@@ -149,7 +149,23 @@ def test_any_dialect_is_asked_once_for_each_group_and_each_static_activation() -
     octavo.finalize(model, dialect)
 
     attention, feed_forward = [(128, 128), (64, 128), (64, 128)], [(256, 128), (256, 128)]
-    assert sorted(map(sorted, dialect.groups)) == sorted(map(sorted, [attention, feed_forward] * 2))
+    assert sorted(map(sorted, dialect.groups_asked)) == sorted(map(sorted, [attention, feed_forward] * 2))
     assert sorted(dialect.activations) == (
         ["input_quantizer"] * 14 + ["k_bmm_quantizer"] * 2 + ["v_bmm_quantizer"] * 2
     )
+
+
+class ChoosyRecorder(Recorder):
+    """The same, and joins the queries' and keys' layers alone."""
+
+    def groups(self, model: nn.Module, groups: object) -> list[tuple[str, ...]]:
+        return [tuple(f"model.layers.0.self_attn.{letter}_proj" for letter in "qk")]
+
+
+def test_a_dialect_may_choose_which_layers_share() -> None:
+    model = octavo.quantize(model_with_distinct_weights(), "FP8_DEFAULT_CFG", token_batches(1), quiet=True)
+    dialect = ChoosyRecorder()
+
+    octavo.finalize(model, dialect)
+
+    assert dialect.groups_asked == [[(128, 128), (64, 128)]]

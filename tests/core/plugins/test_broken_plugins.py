@@ -123,7 +123,7 @@ def test_nothing_is_left_half_registered(folder: Path) -> None:
     assert json.loads(done.stdout) == {
         "classes": ["good_layers:Scaled"],
         "linear": "octavo.core.modules.linear:QuantLinear",
-        "exporters": ["compressed_tensors", "good_format", "unified_hf"],
+        "exporters": ["compressed_tensors", "good_format", "tensorrt_llm", "unified_hf"],
         "answers": [None, None],
         "covered": 4 / 6,
     }

@@ -74,7 +74,7 @@ def test_all_but_these_built_in_ones_included(folder: Path) -> None:
         "fatal": OFF,
     }
     assert (exporters, reason) == (
-        ["compressed_tensors", "unified_hf"],
+        ["compressed_tensors", "tensorrt_llm", "unified_hf"],
         "no quantized class for good_layers:Scaled",
     )
 

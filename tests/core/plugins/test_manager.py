@@ -152,11 +152,12 @@ def test_nobody_answers(tmp_path: Path) -> None:
 
 
 def test_exporters() -> None:
-    assert plugins().exporter_names() == ["compressed_tensors", "unified_hf"]
+    assert plugins().exporter_names() == ["compressed_tensors", "tensorrt_llm", "unified_hf"]
     assert plugins().exporter("unified_hf").name == "unified_hf"
     with pytest.raises(
         PluginError,
-        match=r"no exporter 'unified_fh'; known: compressed_tensors, unified_hf\. Did you mean 'unified_hf'\?",
+        match=r"no exporter 'unified_fh'; known: compressed_tensors, tensorrt_llm, unified_hf\. "
+        r"Did you mean 'unified_hf'\?",
     ):
         plugins().exporter("unified_fh")
 

@@ -1,0 +1,129 @@
+"""A model in memory, finalized for this dialect, as the source of a checkpoint's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.core.calibration.smoothing_fold import format_of
+from octavo.core.errors import ExportError
+from octavo.core.model.checkpoint_layout import CheckpointLayout
+from octavo.core.model.checkpoint_writer import model_layout
+from octavo.core.model.exporter import InputState, LayerFormat
+from octavo.core.model.module_names import module_names
+from octavo.core.model.stored_weight import StoredWeight
+from octavo.core.modules import QuantAttention, quantized_layers
+from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.quantizers import TensorQuantizer
+from octavo.core.report.weight_error import WeightErrors
+from octavo.exporters.tensorrt_llm.caches import CACHE_QUANTIZERS
+from octavo.exporters.tensorrt_llm.formats import format_for
+from octavo.exporters.tensorrt_llm.inspection import QuantizedParts
+
+
+class ModelSource:
+    """The tensors of a model by their names in checkpoints; see `source.WeightSource`.
+
+    Codes are made when they are asked for, and those of one parameter are kept until another is asked for.
+
+    Args:
+        model: The model.
+        parts: What of it is quantized.
+        for_reader: Hand out plain weights where the engine builder's reader wants these.
+        config: Its hyperparameters, as in the framework's config.json.
+        errors: Takes in how far codes are from the values.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: QuantizedParts,
+        for_reader: bool,
+        config: Mapping[str, Any],
+        errors: WeightErrors,
+    ) -> None:
+        self.config = config
+        weights, layout = parts.weights, model_layout(model, parts.weights)
+        self.modules = module_names(layout.names)
+        self._tensors = model.state_dict(keep_vars=True)
+        self._places, self._layout, self._errors = layout.places(), layout, errors
+        self._layers = {
+            name.removesuffix(".weight"): weights[place.name]
+            for name, place in self._places.items()
+            if place.name in weights
+        }
+        self.layers = {name: _format_of(weight) for name, weight in self._layers.items()}
+        self._weights = {n: w for n, w in weights.items() if not (for_reader and _is_plain_for_reader(w))}
+        self.experts = self._stacks(layout)
+        self._caches = {
+            self.modules.get(name, name): layer
+            for name, layer in quantized_layers(model)
+            if isinstance(layer, QuantAttention)
+        }
+        self._packed_name, self._packed = "", dict[str, PackedTensor | PackedChain]()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return name in self._places
+
+    def tensor(self, name: str) -> Tensor | PackedTensor | PackedChain:
+        """Return a tensor: packed where it is quantized, and [out, in]; as the model has it elsewhere."""
+        place = self._places[name]
+        if place.name not in self._weights:
+            return place.of(self._tensors[place.name].detach())
+        if place.name != self._packed_name:
+            weight = self._weights[place.name]
+            packed = weight.packed(self._layout, self._errors)
+            self._packed_name = place.name
+            self._packed = {f"{layer}.weight": _with_second(codes, weight.then) for layer, codes, _ in packed}
+        return self._packed[name]
+
+    def inputs(self, layer: str) -> InputState | None:
+        """Return what is done to the input of a quantized layer, or None for nothing."""
+        weight = self._layers.get(layer)
+        if weight is None:
+            return None
+        stage = weight.layer.quantizers()[weight.slot.inputs].stages()[0]
+        spec = stage.spec if stage.enabled else None
+        if spec is None and weight.pre_quant_scale is None:
+            return None
+        return InputState(spec, stage.named_state() if spec is not None else {}, weight.pre_quant_scale)
+
+    def cache(self, block: str) -> dict[str, InputState]:
+        """Return what quantizes keys and values of the attention layer in a block, by the quantizer's short name."""
+        found = {}
+        for layer in (layer for name, layer in self._caches.items() if name.startswith(f"{block}.")):
+            for name in CACHE_QUANTIZERS:
+                stage = layer.quantizers()[name].stages()[0]
+                if stage.enabled and stage.spec is not None:
+                    found[name] = InputState(stage.spec, stage.named_state())
+        return found
+
+    def _stacks(self, layout: CheckpointLayout) -> dict[str, dict[str, tuple[tuple[str, ...], ...]]]:
+        found: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {}
+        for name, parts in layout.parts.items():
+            module, _, parameter = name.rpartition(".")
+            found.setdefault(self.modules.get(module, module), {})[parameter] = parts
+        return found
+
+
+def _format_of(weight: StoredWeight) -> LayerFormat:
+    found = format_of(weight.layer, weight.slot)
+    if found is None:
+        raise ExportError(
+            f"{weight.layer_name}: its weight is not quantized any more; export the model again"
+        )
+    return found
+
+
+def _is_plain_for_reader(weight: StoredWeight) -> bool:
+    known = format_for(_format_of(weight))
+    return known is not None and known.plain_for_reader
+
+
+def _with_second(codes: PackedTensor, then: TensorQuantizer | None) -> PackedTensor | PackedChain:
+    if then is None or then.spec is None:
+        return codes
+    return PackedChain(codes, then.spec, tuple(then.state_tensors()))
