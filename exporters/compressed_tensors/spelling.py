@@ -11,11 +11,11 @@ from octavo.core.errors import CheckpointError
 from octavo.core.formats import QuantSpec
 from octavo.core.formats.packing import pack, packed_length, unpack
 from octavo.core.formats.rounding import decode, encode
+from octavo.core.formats.words import from_words, to_words
 from octavo.core.model.exporter import LayerFormat
 from octavo.core.packed import PackedAffine, PackedTensor
 from octavo.exporters.compressed_tensors.divisors import divisor
 from octavo.exporters.compressed_tensors.stored_scales import checked_divisor, checked_scale
-from octavo.exporters.compressed_tensors.words import from_words, to_words
 
 # Dtype of codes that are stored one to an element; others are packed, two FP4 codes to a byte or integers in words.
 _WHOLE = {

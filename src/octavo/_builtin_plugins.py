@@ -4,4 +4,5 @@ BUILTIN_PLUGINS = (
     "octavo.adapters.huggingface.plugin",
     "octavo.exporters.unified_hf.plugin",
     "octavo.exporters.compressed_tensors.plugin",
+    "octavo.exporters.foreign.plugin",
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import octavo
-
 HEAD_OFF = {"quantizer_name": "*lm_head*", "enable": False}
 Attributes = dict[str, Any]
 
 
-def rules(weights: Attributes, inputs: Attributes | None = None, where: str = "*_proj") -> list[dict[str, Any]]:
+def rules(
+    weights: Attributes, inputs: Attributes | None = None, where: str = "*_proj"
+) -> list[dict[str, Any]]:
     """Return rules that give weights and inputs of some layers these formats."""
     off = {"quantizer_name": f"{where}.input_quantizer", "enable": False}
     on = {"quantizer_name": f"{where}.input_quantizer", "cfg": inputs}
@@ -19,7 +19,7 @@ def rules(weights: Attributes, inputs: Attributes | None = None, where: str = "*
 
 def config(*given: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a config of rules, with everything else off."""
-    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *sum(given, [])], "algorithm": "max"}
+    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *chain(*given)], "algorithm": "max"}
 
 
 def integers(bits: int, group: int | None = None) -> Attributes:
@@ -31,7 +31,10 @@ FP8, FP8_CHANNEL = {"num_bits": (4, 3), "axis": None}, {"num_bits": (4, 3), "axi
 FP8_BLOCK = {"num_bits": (4, 3), "block_sizes": {-1: 128, -2: 128}}
 FP8_TOKEN = {"num_bits": (4, 3), "type": "dynamic", "block_sizes": {-1: None}}
 FP8_GROUP = {"num_bits": (4, 3), "type": "dynamic", "block_sizes": {-1: 128}}
-INT8, INT8_TOKEN = {"num_bits": 8, "axis": None}, {"num_bits": 8, "type": "dynamic", "block_sizes": {-1: None}}
+INT8, INT8_TOKEN = (
+    {"num_bits": 8, "axis": None},
+    {"num_bits": 8, "type": "dynamic", "block_sizes": {-1: None}},
+)
 NVFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
 MX = {"block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}}
 MXFP4, MXFP6, MXFP8 = {"num_bits": (2, 1), **MX}, {"num_bits": (2, 3), **MX}, {"num_bits": (4, 3), **MX}

@@ -2,8 +2,8 @@
 
     python -I transformers_consumer.py FOLDER_OF_PACKAGES CHECKPOINT...
 
-Writes `consumed.safetensors` into each checkpoint: `logits` of the tokens 3, 4, … 26 in two rows, and the weights of its
-linear layers after that forward pass; and `consumed.json`: the keys that were missing or unexpected.
+Writes `consumed.safetensors` into each checkpoint: `logits` of the tokens 3, 4, … 26 in two rows, and the weights of
+its linear layers after that forward pass; and `consumed.json`: the keys that were missing or unexpected.
 """
 
 from __future__ import annotations
@@ -53,4 +53,6 @@ for checkpoint in sys.argv[2:]:
     try:
         consume(Path(checkpoint))
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
-        Path(checkpoint, "consumed.json").write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        Path(checkpoint, "consumed.json").write_text(
+            json.dumps({"error": f"{type(error).__name__}: {error}"})
+        )

@@ -1,4 +1,4 @@
-"""Rows of packed bytes as rows of little-endian int32 words, and back."""
+"""Rows of packed bytes as rows of little-endian int32 words, and back: how checkpoints hold INT codes."""
 
 from __future__ import annotations
 
