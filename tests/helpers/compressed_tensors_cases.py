@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
-HEAD_OFF = {"quantizer_name": "*lm_head*", "enable": False}
 Attributes = dict[str, Any]
 
 

@@ -42,7 +42,7 @@ def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
     before = snapshot(model)
 
     message = (
-        r"^no exporter 'unified_hg'; known: compressed_tensors, unified_hf. Did you mean 'unified_hf'\?$"
+        r"^no exporter 'unified_hg'; known: awq, compressed_tensors, gptq, unified_hf. Did you mean 'unified_hf'\?$"
     )
     with pytest.raises(PluginError, match=message):
         octavo.finalize(model, "unified_hg")

@@ -104,6 +104,7 @@ def test_the_others_are_loaded(rows: dict[tuple[str, str], dict[str, Any]]) -> N
         ("built-in", "huggingface"),
         ("built-in", "unified_hf"),
         ("built-in", "compressed_tensors"),
+        ("built-in", "foreign"),
         ("good-distribution", "good"),
     ]
     assert rows["good-distribution", "good"] == {
@@ -122,7 +123,7 @@ def test_nothing_is_left_half_registered(folder: Path) -> None:
     assert json.loads(done.stdout) == {
         "classes": ["good_layers:Scaled"],
         "linear": "octavo.core.modules.linear:QuantLinear",
-        "exporters": ["compressed_tensors", "good_format", "unified_hf"],
+        "exporters": ["awq", "compressed_tensors", "good_format", "gptq", "unified_hf"],
         "answers": [None, None],
         "covered": 4 / 6,
     }
