@@ -28,7 +28,7 @@ class AwqLayout:
     """
 
     name = "AWQ"
-    parts = ("qweight", "qzeros", "scales")
+    parts: tuple[str, ...] = ("qweight", "qzeros", "scales")
     optional: tuple[str, ...] = ()
 
     def __init__(self, config: Mapping[str, Any], file: Path) -> None:
@@ -50,4 +50,4 @@ class AwqLayout:
 
 def _deinterleaved(words: Tensor, what: str) -> Tensor:
     codes = unpack_rows(words, _BITS, what)
-    return codes.unflatten(-1, (-1, len(_PLACES)))[..., list(_PLACES)].flatten(-2)
+    return codes.reshape(len(codes), -1, len(_PLACES))[..., list(_PLACES)].flatten(-2)

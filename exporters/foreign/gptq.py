@@ -30,8 +30,8 @@ class GptqLayout:
     """
 
     name = "GPTQ"
-    parts = ("qweight", "qzeros", "scales", "g_idx")
-    optional = ("g_idx",)
+    parts: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
+    optional: tuple[str, ...] = ("g_idx",)
 
     def __init__(self, config: Mapping[str, Any], file: Path) -> None:
         version, bits = config.get("checkpoint_format") or config.get("format") or "gptq", config.get("bits")

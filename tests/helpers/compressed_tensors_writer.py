@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.append(sys.argv[1])
 
-import torch  # noqa: E402
-from compressed_tensors.compressors import ModelCompressor  # noqa: E402
-from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config  # noqa: E402
-from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+import torch
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 
 def set_scales(layer: torch.nn.Module) -> None:

@@ -35,7 +35,9 @@ def test_all_are_loaded_and_describe_themselves() -> None:
     assert [status.info for status in found] == [
         PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
         PluginInfo("unified_hf", "Unified Hugging Face checkpoints in ModelOpt's dialect", ()),
-        PluginInfo("compressed_tensors", "compressed-tensors checkpoints: INT, FP8, NVFP4 and MX formats", ()),
+        PluginInfo(
+            "compressed_tensors", "compressed-tensors checkpoints: INT, FP8, NVFP4 and MX formats", ()
+        ),
         PluginInfo("foreign", "Reads checkpoints of AutoAWQ and GPTQ", ()),
     ]
 
