@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import octavo
-from helpers.exporters_models import plain_model, tokens
+from helpers.exporters_models import plain_model, same, tokens
+from octavo.core.model.shard_reader import read_json
 from octavo.core.packed import PackedAffine, PackedTensor
+from octavo.exporters.compressed_tensors.metadata_reader import read_metadata
 from octavo.exporters.compressed_tensors.reader import CompressedTensorsCheckpoint
+from octavo.exporters.compressed_tensors.spelling import spell
 
 PROGRAM = Path(__file__).parents[2] / "helpers" / "compressed_tensors_writer.py"
 INT = {"type": "int", "symmetric": True}
@@ -73,6 +76,25 @@ def test_weights_are_what_the_library_makes_of_them(checkpoint: CompressedTensor
     )
     kinds = {name.split(".")[-2]: type(value) for name, value in packed.items() if name in expected}
     assert kinds == {**dict.fromkeys(FORMATS, PackedTensor), "q_proj": PackedAffine}
+
+
+def test_the_same_bytes_are_written(checkpoint: CompressedTensorsCheckpoint) -> None:
+    """What is read and spelled again is what the library wrote, but for divisors without an exact reciprocal."""
+    stored = load_file(checkpoint.directory / "model.safetensors")
+    group_of = read_metadata(read_json(checkpoint.directory / "config.json"), checkpoint.directory).group_of
+    compared = 0
+    for name, packed in checkpoint.tensors():
+        if isinstance(packed, Tensor):
+            continue
+        module = name.removesuffix(".weight")
+        for suffix, tensor in spell(packed, group_of(module).format.name).items():
+            if suffix == "weight_global_scale":
+                assert tensor.item() == pytest.approx(stored[f"{module}.{suffix}"].item(), rel=2**-22)
+            else:
+                assert same(tensor, stored[f"{module}.{suffix}"]), f"{module}.{suffix}"
+            compared += 1
+
+    assert compared == 2 * (4 + 3 + 3 + 2 + 2 + 2 + 2)
 
 
 def test_patterns_tell_the_groups_apart(checkpoint: CompressedTensorsCheckpoint) -> None:
