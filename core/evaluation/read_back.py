@@ -18,7 +18,7 @@ from octavo.core.model.exporter import Exporter, InputState, QuantizedCheckpoint
 from octavo.core.model.module_names import module_names
 from octavo.core.modes.record import ModeRecord, set_history
 from octavo.core.modules import QuantAttention, quantized_class
-from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.packed import PackedAffine, PackedChain, PackedTensor
 from octavo.core.plugins import plugins
 
 
@@ -101,9 +101,7 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, places: Map
         if place is None:
             unexpected.append(name)
             continue
-        tensor = (
-            _weight_of(model, place.name, value) if isinstance(value, (PackedChain, PackedTensor)) else value
-        )
+        tensor = value if isinstance(value, Tensor) else _weight_of(model, place.name, value)
         _copy(name, place.of(targets[place.name]), tensor, checkpoint.directory)
         loaded.add((id(targets[place.name]), place.index, place.segment))
     missing = [
@@ -118,7 +116,7 @@ def _load_weights(model: nn.Module, checkpoint: QuantizedCheckpoint, places: Map
         )
 
 
-def _weight_of(model: nn.Module, name: str, packed: PackedChain | PackedTensor) -> Tensor:
+def _weight_of(model: nn.Module, name: str, packed: PackedTensor | PackedChain | PackedAffine) -> Tensor:
     """Return the values of a quantized weight [..., out, in] the way round in which its layer holds them."""
     quantized = quantized_class(type(model.get_submodule(name.rpartition(".")[0])))
     is_transposed = (isinstance(packed, PackedTensor) and packed.spec.is_stacked) or (

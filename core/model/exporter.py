@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from octavo.core.formats import QuantSpec
 from octavo.core.model.export_report import ExportReport
 from octavo.core.modules import QuantModule
-from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.packed import PackedAffine, PackedChain, PackedTensor
 from octavo.core.quantizers import Bias
 
 
@@ -35,12 +35,14 @@ class LayerFormat:
         then: Format in which the rounded weight is rounded once more, or None.
         smoothing: Empty; `scaled` where the input is multiplied by a factor for each channel, and the weight by its
             inverse; `low_rank` where a product of two thin matrices is added to the weight, too.
+        zero_points: Whether the weight's codes, which are unsigned then, have a zero point for each block.
     """
 
     weight: QuantSpec
     inputs: QuantSpec | None
     then: QuantSpec | None = None
     smoothing: Literal["", "scaled", "low_rank"] = ""
+    zero_points: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class QuantizedCheckpoint(Protocol):
     dtype: torch.dtype
     layers: dict[str, LayerFormat]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor | PackedChain]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor | PackedChain | PackedAffine]]:
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
 
     def activations(self) -> dict[str, InputState]:

@@ -1,1 +1,1 @@
-"""compressed-tensors checkpoints, as vLLM, SGLang and transformers read INT8, INT4, FP8 and MXFP4."""
+"""compressed-tensors checkpoints, as vLLM, SGLang and transformers read INT, FP8, NVFP4 and MX formats."""

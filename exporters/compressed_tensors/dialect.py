@@ -13,6 +13,9 @@ from octavo.core.formats.scales import SMALLEST_AMAX
 from octavo.core.model.activation_scales import scale_from_state, state_from_scale
 from octavo.core.model.exporter import LayerFormat, SmoothingFolds
 from octavo.core.modules import QuantAttention, QuantModule
+from octavo.exporters.compressed_tensors.divisors import stored_maximum
+
+CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 
 
 class CompressedTensorsDialect:
@@ -29,15 +32,23 @@ class CompressedTensorsDialect:
     def weight_state(
         self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        """Return the state of a weight whose scales fit the model's `dtype`, in which engines hold them."""
-        if not state or dtype == torch.float32:
+        """Return the state of a weight whose scales fit the model's `dtype`, in which engines hold them.
+
+        Second-level scales are fp32, and such as their stored reciprocals give back.
+        """
+        if spec.global_max is not None and state:
+            return {**state, "global_amax": stored_maximum(state["global_amax"], spec.global_max)}
+        if not state or spec.scale == "e8m0" or dtype == torch.float32:
             return state
         largest = spec.element_type.max
-        scale = torch.where(state["amax"] < SMALLEST_AMAX, 1.0, state["amax"] / largest).to(dtype)
-        return {"amax": scale.clamp_min(torch.finfo(dtype).smallest_normal).float() * largest}
+        scale = torch.where(state["amax"].abs() < SMALLEST_AMAX, 1.0, state["amax"] / largest).to(dtype)
+        magnitude = scale.abs().clamp_min(torch.finfo(dtype).smallest_normal).float()
+        return {"amax": torch.copysign(magnitude * largest, scale)}
 
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Return what weights of layers with a common input share: engines keep one per-tensor scale of them."""
+        if weights[0].global_max is not None:
+            return ("global_amax",)
         return ("amax",) if isinstance(weights[0].granularity, PerTensor) and not weights[0].dynamic else ()
 
     def smoothing_folds(self, layer: LayerFormat) -> SmoothingFolds:
@@ -47,11 +58,13 @@ class CompressedTensorsDialect:
     def has_place_for(self, layer: QuantModule, quantizer: str) -> bool:
         """Whether checkpoints hold what `quantizer` of `layer` does, or it is refused: no outputs, no queries."""
         if isinstance(layer, QuantAttention):
-            return quantizer in ("k_bmm_quantizer", "v_bmm_quantizer")
+            return quantizer in CACHE_QUANTIZERS
         return bool(layer.quantized_weights()) and quantizer != "output_quantizer"
 
     def activation_state(
         self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return the state that a reader recovers from the stored scale: it differs in the last bit at most."""
+        if spec.global_max is not None:
+            return {"global_amax": stored_maximum(state["global_amax"], spec.global_max)}
         return state_from_scale(scale_from_state(state, spec.element_type.max), spec, spec.element_type.max)

@@ -12,7 +12,8 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
 from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
-from octavo.exporters.compressed_tensors.formats import format_for
+from octavo.exporters.compressed_tensors.formats import cache_verdict, format_for, mixture_verdict
+from octavo.exporters.compressed_tensors.metadata import FP8_CACHE
 from octavo.exporters.compressed_tensors.reader import CompressedTensorsCheckpoint, holds_compressed_tensors
 from octavo.exporters.compressed_tensors.writer import NAME, export_compressed_tensors
 
@@ -46,21 +47,19 @@ class CompressedTensorsExporter:
     def serves_shape(self, target: str, layer: LayerFormat, shape: Sequence[int], is_fused: bool) -> Verdict:
         """Say whether `target` loads a weight [out, in], or experts [experts, out, in], of this format."""
         known = format_for(layer)
-        if len(shape) == 3 and known is not None and target in known.experts:
-            return known.experts[target]
-        rule = {} if known is None else known.multiples.get(target, {})
-        odd = [size for size in shape if len(shape) == 2 and size % rule.get("length", 1)]
-        if odd:
-            return Verdict("unknown", f"{rule['evidence']}: {odd[0]} is none")
-        return Verdict("loads", "no rule about shapes is known")
+        if known is None:  # `serves` has refused it
+            return Verdict("refused", "this format is not written")
+        return known.shape_verdict(target, shape, is_fused)
 
     def serves_cache(self, target: str, cache: QuantSpec) -> Verdict:
-        """Say that a quantized cache is not written in this dialect."""
-        return Verdict("refused", "a quantized cache is not written as compressed-tensors yet")
+        """Say whether the engine `target` quantizes keys and values in this format."""
+        if cache != FP8_CACHE:
+            return Verdict("refused", f"compressed-tensors checkpoints have a cache of {FP8_CACHE}")
+        return cache_verdict(target)
 
     def serves_mixture(self, target: str, layers: Collection[LayerFormat]) -> Verdict:
-        """Say that several formats are not written in this dialect."""
-        return Verdict("refused", "several formats are not written as compressed-tensors yet")
+        """Say whether the engine `target` loads a checkpoint whose layers have all of these formats."""
+        return mixture_verdict(target)
 
     def export(self, model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
         """Write `model` to `export_dir`; options are those of `export_hf_checkpoint`."""

@@ -2,83 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from octavo.core.errors import CheckpointError
-from octavo.core.formats import QuantSpec
+from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.model.exporter import LayerFormat
-from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
-from octavo.exporters.compressed_tensors.formats import Format, arguments, format_for, spec_from_arguments
+from octavo.exporters.compressed_tensors.formats import Format
+from octavo.exporters.compressed_tensors.strategies import arguments
 
 METHOD = "compressed-tensors"
+MIXED = "mixed-precision"
+LINEAR = "Linear"  # the class whose name targets all linear layers, experts' too
+FP8_CACHE = QuantSpec("e4m3", PerTensor())
 
 
 @dataclass(frozen=True)
-class Metadata:
-    """What a checkpoint says of its one format."""
+class Group:
+    """Layers of one format.
+
+    Attributes:
+        format: The format.
+        layer: The same in neutral terms.
+        targets: Names of modules, `re:` patterns of such, or names of classes (`Linear`).
+    """
 
     format: Format
     layer: LayerFormat
-    ignore: list[str]
+    targets: tuple[str, ...]
+
+
+def described_groups(layers: Mapping[str, tuple[LayerFormat, Format]]) -> list[Group]:
+    """Return the groups of a checkpoint's layers, by name: every linear layer in one, or each group's layers by name.
+
+    Layers are in one group where metadata says the same of them.
+    """
+    alike: dict[str, list[str]] = {}
+    for name, (layer, known) in layers.items():
+        alike.setdefault(json.dumps(_described(known, layer)), []).append(name)
+    return [
+        Group(layers[names[0]][1], layers[names[0]][0], (LINEAR,) if len(alike) == 1 else tuple(names))
+        for names in alike.values()
+    ]
 
 
 def quantization_config(
-    format_name: str, weight: QuantSpec, inputs: QuantSpec | None, ignore: Sequence[str]
+    groups: Sequence[Group], cache: QuantSpec | None, ignore: Iterable[str]
 ) -> dict[str, Any]:
-    """Return the description of a checkpoint whose linear layers, but for `ignore`, have one format."""
+    """Return the description of a checkpoint with these groups, in which the layers `ignore` are not quantized."""
+    names = {group.format.name for group in groups}
     return {
         "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": arguments(weight),
-                "input_activations": None if inputs is None else arguments(inputs),
+            f"group_{number}": {
+                "targets": list(group.targets),
+                **_described(group.format, group.layer),
                 "output_activations": None,
-                "format": format_name,
             }
+            for number, group in enumerate(groups)
         },
-        "format": format_name,
+        "format": names.pop() if len(names) == 1 else MIXED,
         "ignore": sorted(ignore),
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": None if cache is None else arguments(cache),
         "quant_method": METHOD,
         "quantization_status": "compressed",
         "written_by": f"octavo {version('octavo')}",
     }
 
 
-def is_compressed_tensors(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json describes a checkpoint of this dialect."""
-    found = config.get("quantization_config")
-    return isinstance(found, dict) and found.get("quant_method") == METHOD
-
-
-def read_metadata(config: Mapping[str, Any], file: Path) -> Metadata:
-    """Return what a config.json says.
-
-    Raises:
-        CheckpointError: it has no group or several, quantizes the cache, or has a format that is not read.
-    """
-    found = config["quantization_config"]
-    groups = found.get("config_groups")
-    if not isinstance(groups, dict) or len(groups) != 1:
-        raise CheckpointError(f"{file}: one entry of config_groups is read, found {groups!r}")
-    if found.get("kv_cache_scheme") is not None:
-        raise CheckpointError(
-            f"{file}: a quantized cache is not read yet, found {found['kv_cache_scheme']!r}"
-        )
-    (group,) = groups.values()
-    if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
-        raise CheckpointError(f"{file}: config_groups must say how weights are quantized, found {group!r}")
-    inputs = group.get("input_activations")
-    weight = spec_from_arguments(group["weights"], f"{file}: weights")
-    weight = CompressedTensorsDialect().weight_spec(weight, None)
-    layer = LayerFormat(weight, spec_from_arguments(inputs, f"{file}: input_activations") if inputs else None)
-    known, name = format_for(layer), group.get("format") or found.get("format")
-    if known is None or known.name != name:
-        raise CheckpointError(
-            f"{file}: format {name!r} of weights {weight}, inputs {layer.inputs} is not read"
-        )
-    return Metadata(known, layer, list(found.get("ignore") or []))
+def _described(known: Format, layer: LayerFormat) -> dict[str, Any]:
+    return {
+        "weights": arguments(layer.weight, zero_points=layer.zero_points),
+        "input_activations": None if layer.inputs is None else arguments(layer.inputs, is_input=True),
+        "format": known.name,
+    }

@@ -11,7 +11,7 @@ from octavo.core.plugins.markers import hookimpl
 @hookimpl
 def plugin_info() -> PluginInfo:
     """Describe this plugin."""
-    return PluginInfo("compressed_tensors", "compressed-tensors checkpoints: INT8, INT4, FP8, MXFP4")
+    return PluginInfo("compressed_tensors", "compressed-tensors checkpoints: INT, FP8, NVFP4 and MX formats")
 
 
 @hookimpl

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.core.errors import ExportError, listed
+from octavo.core.errors import ExportError
 from octavo.core.model.activation_scales import scale_from_state
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.checkpoint_writer import (
@@ -20,15 +20,19 @@ from octavo.core.model.checkpoint_writer import (
     write_checkpoint,
 )
 from octavo.core.model.export_report import ExportReport
-from octavo.core.model.exporter import LayerFormat
-from octavo.core.model.serving import active_specs, check_exportable, unstored_quantizers
+from octavo.core.model.serving import unstored_quantizers
 from octavo.core.model.shard_reader import read_json
 from octavo.core.model.stored_weight import StoredWeight
-from octavo.core.modules import QuantEmbedding, QuantModule, quantized_layers
 from octavo.core.packed import PackedTensor
-from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
-from octavo.exporters.compressed_tensors.formats import Format, format_for
-from octavo.exporters.compressed_tensors.metadata import quantization_config
+from octavo.exporters.compressed_tensors.dialect import CACHE_QUANTIZERS, CompressedTensorsDialect
+from octavo.exporters.compressed_tensors.formats import kind
+from octavo.exporters.compressed_tensors.input_scales import spell_input
+from octavo.exporters.compressed_tensors.inspection import (
+    ExportableModel,
+    check_folded,
+    inspect_model,
+)
+from octavo.exporters.compressed_tensors.metadata import FP8_CACHE, described_groups, quantization_config
 from octavo.exporters.compressed_tensors.spelling import spell
 
 NAME = "compressed_tensors"
@@ -39,118 +43,75 @@ def export_compressed_tensors(model: nn.Module, export_dir: Path, **options: Any
 
     Raises:
         ModeError: the model is not quantized.
-        ExportError: a quantizer was never calibrated, a format has no place in this dialect, layers have several,
-            or the folder cannot be written.
+        ExportError: a quantizer was never calibrated, a format has no place in this dialect, or the folder cannot
+            be written.
     """
-    check_exportable(model)
     chosen = WriteOptions(**options)
-    weights, layer_format = _weights_of_one_format(model)
-    known = format_for(layer_format)
-    if known is None:
-        raise ExportError(
-            f"compressed-tensors checkpoints of weights {layer_format.weight}, inputs {layer_format.inputs} are not "
-            f"written, found in {listed(list(weights), 2)}; export_hf_checkpoint without a target stores more formats"
-        )
+    parts = inspect_model(model)
+    names = ", ".join(dict.fromkeys(known.name for _, known in parts.formats.values()))
     spelling = Spelling(
         NAME,
-        weights,
-        partial(_spelled, format_name=known.name),
+        parts.weights,
+        _spelled(parts),
         _input_scale,
-        _no_tensors,
-        partial(_write_metadata, model, weights, layer_format, known),
+        partial(_cache_scales, parts),
+        partial(_write_metadata, model, parts),
         warnings=tuple(unstored_quantizers(model, CompressedTensorsDialect())),
         differences=()
         if chosen.target is None
-        else (f"compressed-tensors {known.name} instead of ModelOpt's dialect",),
+        else (f"compressed-tensors {names} instead of ModelOpt's dialect",),
     )
     return write_checkpoint(model, export_dir, spelling, chosen)
 
 
-def _weights_of_one_format(model: nn.Module) -> tuple[dict[str, StoredWeight], LayerFormat]:
-    weights: dict[str, StoredWeight] = {}
-    formats: dict[LayerFormat, list[str]] = {}
-    for name, layer in quantized_layers(model):
-        specs = active_specs(layer)
-        for slot in layer.weight_slots():
-            weight, inputs = specs.pop(slot.quantizer, []), specs.pop(slot.inputs, [])
-            if not weight and not inputs:
-                continue
-            if len(weight) != 1 or len(inputs) > 1:
-                raise _unstored(name, layer)
-            stored = StoredWeight(name, layer, slot)
-            _check_shape(stored)
-            weights[stored.name] = stored
-            layer_format = LayerFormat(weight[0].unstacked(), inputs[0] if inputs else None)
-            formats.setdefault(layer_format, []).append(name)
-        if any(CompressedTensorsDialect().has_place_for(layer, quantizer) for quantizer in specs):
-            raise _unstored(name, layer)
-    if len(formats) != 1:
-        found = "; ".join(
-            f"weights {f.weight}, inputs {f.inputs}: {listed(n, 2)}" for f, n in formats.items()
-        )
-        raise ExportError(f"this dialect is written for one format of all layers; found {found or 'none'}")
-    return weights, next(iter(formats))
+def _spelled(parts: ExportableModel) -> Callable[[PackedTensor, bool], dict[str, Tensor]]:
+    """Return how weights are spelled, by their kind.
 
-
-def _unstored(name: str, layer: QuantModule) -> ExportError:
-    return ExportError(
-        f"{name}: this dialect is written for a weight and perhaps its input, of one format each; found "
-        f"{ {q: list(map(str, chain)) for q, chain in active_specs(layer).items()} }"
-    )
-
-
-def _check_shape(weight: StoredWeight) -> None:
-    shape = tuple(weight.values.shape)
-    if len(shape) != (3 if weight.slot.is_stacked else 2) or isinstance(weight.layer, QuantEmbedding):
-        raise ExportError(
-            f"{weight.layer_name}: this dialect stores linear layers' weights of two dims, found shape {shape}; "
-            "leave it out"
-        )
-
-
-def _check_folded(weights: Sequence[StoredWeight]) -> None:
-    corrected = [w.layer_name for w in weights if w.low_rank is not None]
-    if corrected:
-        raise ExportError(
-            f"compressed-tensors checkpoints have no place for low-rank corrections, found in {listed(corrected, 3)}; "
-            "use export_hf_checkpoint without a target"
-        )
-    kept = [weight.layer_name for weight in weights if weight.pre_quant_scale is not None]
-    if kept:
-        raise ExportError(
-            f"compressed-tensors checkpoints have no place for a pre_quant_scale, and those of {len(kept)} layers "
-            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without "
-            "smoothing, or use export_hf_checkpoint without a target"
-        )
-
-
-def _spelled(packed: PackedTensor, is_segment: bool, format_name: str) -> dict[str, Tensor]:
-    return spell(packed, format_name)
+    Raises:
+        ExportError: weights of one kind are stored in two formats, as their inputs are quantized or not.
+    """
+    names: dict[str, dict[str, str]] = {}
+    for weight, (layer, known) in parts.formats.items():
+        names.setdefault(kind(layer.weight), {}).setdefault(known.name, parts.weights[weight].layer_name)
+    for found in names.values():
+        if len(found) > 1:
+            shown = ", ".join(f"{name} for {layer}" for name, layer in found.items())
+            raise ExportError(
+                f"weights of one format are stored as {shown}, as their inputs are quantized or not; quantize the "
+                "inputs of all of them or of none"
+            )
+    return lambda packed, _: spell(packed, next(iter(names[kind(packed.spec)])))
 
 
 def _input_scale(weight: StoredWeight) -> dict[str, Tensor]:
     stage = weight.layer.quantizers()[weight.slot.inputs].stages()[0]
     if not stage.enabled or stage.spec is None or not stage.spec.state:
         return {}
-    return {"input_scale": scale_from_state(stage.named_state(), stage.spec.element_type.max).reshape(1)}
+    return spell_input(stage.spec, stage.named_state())
 
 
-def _no_tensors(modules: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    return iter(())
+def _cache_scales(parts: ExportableModel, modules: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in parts.attention.items():
+        for quantizer in CACHE_QUANTIZERS:
+            state = layer.quantizers()[quantizer].stages()[0].named_state()
+            scale = scale_from_state(state, FP8_CACHE.element_type.max).reshape(1)
+            yield f"{modules.get(name, name)}.{quantizer[0]}_scale", scale
 
 
 def _write_metadata(
     model: nn.Module,
-    weights: dict[str, StoredWeight],
-    layer_format: LayerFormat,
-    known: Format,
+    parts: ExportableModel,
     layout: CheckpointLayout,
     modules: Mapping[str, str],
     folder: Path,
 ) -> None:
-    _check_folded(list(weights.values()))
-    ignore = [modules.get(name, name) for name in left_out_modules(model, weights)]
+    check_folded(parts.weights)
+    layers = {
+        new.removesuffix(".weight"): parts.formats[place.name]
+        for new, place in layout.places().items()
+        if place.name in parts.weights
+    }
+    ignore = [modules.get(name, name) for name in left_out_modules(model, parts.weights)]
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    weight = next(iter(weights.values())).spec
-    config["quantization_config"] = quantization_config(known.name, weight, layer_format.inputs, ignore)
+    config["quantization_config"] = quantization_config(described_groups(layers), parts.cache, ignore)
     (folder / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")

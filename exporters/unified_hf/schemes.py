@@ -48,7 +48,9 @@ class Scheme:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, layer: LayerFormat) -> bool:
-        """Whether a layer of this format is stored by this scheme."""
+        """Whether a layer of this format is stored by this scheme; no scheme has zero points."""
+        if layer.zero_points:
+            return False
         weight = _comparable(layer.weight)
         if self._has_open_blocks and _one_dim_block(weight):
             weight = replace(weight, granularity=self.weight.granularity)

@@ -5,4 +5,5 @@ BUILTIN_PLUGINS = (
     "octavo.exporters.unified_hf.plugin",
     "octavo.exporters.compressed_tensors.plugin",
     "octavo.exporters.tensorrt_llm.plugin",
+    "octavo.exporters.foreign.plugin",
 )

@@ -39,7 +39,8 @@ def test_weights_that_are_no_numbers_exit_with_4(octavo_command: Run, tmp_path: 
         ("outside", "tensor 'a' is said to be in '../model.safetensors', outside the folder"),
         (
             "no metadata",
-            "is no quantized checkpoint of a known format; known: compressed_tensors, tensorrt_llm, unified_hf",
+            "is no quantized checkpoint of a known format; "
+            "known: awq, compressed_tensors, gptq, tensorrt_llm, unified_hf",
         ),
     ],
 )

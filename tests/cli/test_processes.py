@@ -75,7 +75,6 @@ def test_errors_are_one_line_on_stderr_without_a_traceback(tmp_path: Path) -> No
 
     assert (done.returncode, done.stdout) == (5, "")
     assert (
-        done.stderr
-        == "octavo: error: gone is no quantized checkpoint of a known format; known: compressed_tensors, "
-        "tensorrt_llm, unified_hf\n"
+        done.stderr == "octavo: error: gone is no quantized checkpoint of a known format; "
+        "known: awq, compressed_tensors, gptq, tensorrt_llm, unified_hf\n"
     )

@@ -132,7 +132,7 @@ def test_its_models_are_quantized_exported_and_read_back(
     payload = 3 * 64 * 64 * bits // 8
     assert payload < report.pop("bytes") < payload + 3 * 64 * 64 // 16 + 4096
     assert report == {
-        "exporters": ["compressed_tensors", "scaled", "tensorrt_llm", "unified_hf"],
+        "exporters": ["awq", "compressed_tensors", "gptq", "scaled", "tensorrt_llm", "unified_hf"],
         "groups": [["left", "right"]],
         "classes": ["QuantScaledLinear"],
         "changed": True,

@@ -41,7 +41,7 @@ def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
     model = quantized()
     before = snapshot(model)
 
-    known = "compressed_tensors, tensorrt_llm, unified_hf"
+    known = "awq, compressed_tensors, gptq, tensorrt_llm, unified_hf"
     message = rf"^no exporter 'unified_hg'; known: {known}. Did you mean 'unified_hf'\?$"
     with pytest.raises(PluginError, match=message):
         octavo.finalize(model, "unified_hg")

@@ -45,7 +45,8 @@ def test_a_folder_that_is_no_quantized_checkpoint_is_refused(kind: str, tmp_path
     where = re.escape(str(folder))
     refused(
         folder,
-        f"^{where} is no quantized checkpoint of a known format; known: compressed_tensors, tensorrt_llm, unified_hf$",
+        f"^{where} is no quantized checkpoint of a known format; "
+        "known: awq, compressed_tensors, gptq, tensorrt_llm, unified_hf$",
     )
 
 

@@ -20,16 +20,16 @@ from octavo.core.errors import ConfigError
 VERDICTS = {
     "FP8_DEFAULT_CFG": "llll",
     "FP8_PER_CHANNEL_PER_TOKEN_CFG": "ll?l",
-    "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG": "rr?r",  # keys have 64 rows here: test_target_shapes.py
-    "NVFP4_DEFAULT_CFG": "lllr",
-    "NVFP4_MLP_ONLY_CFG": "lllr",
-    "W4A16_NVFP4_CFG": "ll?r",
-    "MXFP8_DEFAULT_CFG": "ll?r",
+    "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG": "r??l",  # keys have 64 rows here: test_target_shapes.py
+    "NVFP4_DEFAULT_CFG": "llll",
+    "NVFP4_MLP_ONLY_CFG": "llll",
+    "W4A16_NVFP4_CFG": "ll?l",
+    "MXFP8_DEFAULT_CFG": "ll?l",
     "INT8_DEFAULT_CFG": "ll?l",
     "INT8_WEIGHT_ONLY_CFG": "ll?l",
     "INT4_BLOCKWISE_WEIGHT_ONLY_CFG": "ll?l",
     "W4A8_NVFP4_FP8_CFG": "rr?r",
-    "MXFP4_DEFAULT_CFG": "rrrr",  # TensorRT-LLM does not know the lower-case name
+    "MXFP4_DEFAULT_CFG": "lr?l",
     "W4A8_MXFP4_FP8_CFG": "rr?r",
     "MXFP6_DEFAULT_CFG": "rrrr",
     "MXINT8_DEFAULT_CFG": "rrrr",
@@ -78,18 +78,21 @@ def test_formats_that_the_checkpoint_cannot_store() -> None:
     )
 
 
+MX = {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}
+
+
 def test_each_format_of_a_mixed_config_has_its_verdict() -> None:
     int8 = entry("*mlp.down_proj.weight_quantizer", {"num_bits": 8, "axis": 0})
     config = merge_configs(
         "FP8_DEFAULT_CFG", {"quant_cfg": [int8, entry("*down_proj.input_quantizer", enable=False)]}
     )
-    error, mixture = planned(config, target="sglang").errors
+    mixed = planned(config, target="sglang")
+    mx = entry("*down_proj.weight_quantizer", {"num_bits": 8, "block_sizes": MX})
+    (error,) = planned(merge_configs(config, {"quant_cfg": [mx]}), target="sglang").errors
 
-    assert "sglang and weights int8 channel0, inputs None: refused" in error
+    assert (mixed.errors, mixed.exporter) == ((), "compressed_tensors")
+    assert "sglang and weights int8 block{-1:32} e8m0 dynamic, inputs None: refused" in error
     assert "layers model.layers.0.mlp.down_proj, model.layers.1.mlp.down_proj" in error
-    assert mixture.startswith(
-        "sglang and 2 formats in one checkpoint: refused (source: MIXED_PRECISION without"
-    )
     assert planned(config, target="trtllm").errors == ()
 
 
@@ -145,10 +148,11 @@ def test_a_vision_tower_that_a_users_own_pattern_turns_on() -> None:
     layer = "model.vision_tower.encoder.layers.0.mlp.fc1"
 
     assert llava(preset, "vllm").errors == ()
-    assert llava(config, "vllm").errors == (
-        "vllm and quantized weights in a vision tower: refused (source: it never quantizes such paths, so that codes "
-        f"meet unquantized parameters); layers {layer}",
-    )
+    assert llava(config, "vllm").exporter == "compressed_tensors"  # from ModelOpt's dialect, vLLM refuses it
+    assert (
+        "vllm and quantized weights in a vision tower: unknown (a quantized vision tower was never tried there); "
+        f"layers {layer}"
+    ) in llava(config, "vllm").warnings
     assert (
         "sglang and quantized weights in a vision tower: unknown (a quantized vision tower was never tried there); "
         f"layers {layer}"

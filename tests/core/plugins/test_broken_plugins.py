@@ -105,6 +105,7 @@ def test_the_others_are_loaded(rows: dict[tuple[str, str], dict[str, Any]]) -> N
         ("built-in", "unified_hf"),
         ("built-in", "compressed_tensors"),
         ("built-in", "tensorrt_llm"),
+        ("built-in", "foreign"),
         ("good-distribution", "good"),
     ]
     assert rows["good-distribution", "good"] == {
@@ -123,7 +124,7 @@ def test_nothing_is_left_half_registered(folder: Path) -> None:
     assert json.loads(done.stdout) == {
         "classes": ["good_layers:Scaled"],
         "linear": "octavo.core.modules.linear:QuantLinear",
-        "exporters": ["compressed_tensors", "good_format", "tensorrt_llm", "unified_hf"],
+        "exporters": ["awq", "compressed_tensors", "good_format", "gptq", "tensorrt_llm", "unified_hf"],
         "answers": [None, None],
         "covered": 4 / 6,
     }

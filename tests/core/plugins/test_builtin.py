@@ -20,6 +20,7 @@ def test_the_package_declares_them() -> None:
         "octavo.exporters.unified_hf.plugin",
         "octavo.exporters.compressed_tensors.plugin",
         "octavo.exporters.tensorrt_llm.plugin",
+        "octavo.exporters.foreign.plugin",
     )
 
 
@@ -31,12 +32,16 @@ def test_all_are_loaded_and_describe_themselves() -> None:
         ("unified_hf", None),
         ("compressed_tensors", None),
         ("tensorrt_llm", None),
+        ("foreign", None),
     ]
     assert [status.info for status in found] == [
         PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
         PluginInfo("unified_hf", "Unified Hugging Face checkpoints in ModelOpt's dialect", ()),
-        PluginInfo("compressed_tensors", "compressed-tensors checkpoints: INT8, INT4, FP8, MXFP4", ()),
+        PluginInfo(
+            "compressed_tensors", "compressed-tensors checkpoints: INT, FP8, NVFP4 and MX formats", ()
+        ),
         PluginInfo("tensorrt_llm", "TensorRT-LLM checkpoints, divided over ranks", ()),
+        PluginInfo("foreign", "Reads checkpoints of AutoAWQ and GPTQ", ()),
     ]
 
 

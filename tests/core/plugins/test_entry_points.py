@@ -58,7 +58,14 @@ def test_its_hooks_are_asked(report: dict[str, Any]) -> None:
 
 
 def test_its_exporter_is_found_and_may_say_more_of_an_engine_than_ours(report: dict[str, Any]) -> None:
-    assert report["exporters"] == ["compressed_tensors", "good_format", "tensorrt_llm", "unified_hf"]
+    assert report["exporters"] == [
+        "awq",
+        "compressed_tensors",
+        "good_format",
+        "gptq",
+        "tensorrt_llm",
+        "unified_hf",
+    ]
     assert report["exporter"] == "good_format"
     assert report["warnings"] == [], "ours does not know whether trtllm loads INT8"
 

@@ -45,6 +45,7 @@ def test_only_these_entry_points(folder: Path) -> None:
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
+        "foreign": None,
         "good": None,
         "second": LEFT_OUT,
         "fatal": LEFT_OUT,
@@ -69,12 +70,13 @@ def test_all_but_these_built_in_ones_included(folder: Path) -> None:
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
+        "foreign": None,
         "good": OFF,
         "second": None,
         "fatal": OFF,
     }
     assert (exporters, reason) == (
-        ["compressed_tensors", "tensorrt_llm", "unified_hf"],
+        ["awq", "compressed_tensors", "gptq", "tensorrt_llm", "unified_hf"],
         "no quantized class for good_layers:Scaled",
     )
 
@@ -106,8 +108,11 @@ def test_there_is_no_trace_unless_asked_for(folder: Path, capsys: pytest.Capture
 
 
 def test_a_target_without_any_exporter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known of engines comes from exporters; here both are switched off."""
-    with loaded_here(tmp_path, OCTAVO_PLUGINS_OFF="unified_hf,compressed_tensors,tensorrt_llm") as (found, _):
+    """What is known of engines comes from exporters; here all are switched off."""
+    with loaded_here(tmp_path, OCTAVO_PLUGINS_OFF="unified_hf,compressed_tensors,tensorrt_llm,foreign") as (
+        found,
+        _,
+    ):
         monkeypatch.setattr("octavo.core.model.targets.plugins", lambda: found)
         plan = octavo.plan(nn.Linear(16, 16), "FP8_DEFAULT_CFG", target="vllm")
 

@@ -48,5 +48,6 @@ def test_they_are_listed_where_their_framework_cannot_be_imported(tmp_path: Path
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
+        "foreign": None,
     }
     assert rows["huggingface"]["requires"] == ["transformers"]

@@ -132,9 +132,8 @@ def test_calls_that_do_something(both: SimpleNamespace) -> None:
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    loaded = (
-        "loaded: huggingface, unified_hf, compressed_tensors, tensorrt_llm. `octavo plugins` lists them all"
-    )
+    names = "huggingface, unified_hf, compressed_tensors, tensorrt_llm, foreign"
+    loaded = f"loaded: {names}. `octavo plugins` lists them all"
     questions = {
         f"no plugin can load {tmp_path}; {loaded}": lambda: plugins().load_model(tmp_path, None, False),
         f"no plugin can build {tmp_path}; {loaded}": lambda: plugins().build_model(
@@ -152,11 +151,11 @@ def test_nobody_answers(tmp_path: Path) -> None:
 
 
 def test_exporters() -> None:
-    assert plugins().exporter_names() == ["compressed_tensors", "tensorrt_llm", "unified_hf"]
+    assert plugins().exporter_names() == ["awq", "compressed_tensors", "gptq", "tensorrt_llm", "unified_hf"]
     assert plugins().exporter("unified_hf").name == "unified_hf"
     with pytest.raises(
         PluginError,
-        match=r"no exporter 'unified_fh'; known: compressed_tensors, tensorrt_llm, unified_hf\. "
+        match=r"no exporter 'unified_fh'; known: awq, compressed_tensors, gptq, tensorrt_llm, unified_hf\. "
         r"Did you mean 'unified_hf'\?",
     ):
         plugins().exporter("unified_fh")

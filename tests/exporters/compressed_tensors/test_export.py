@@ -9,80 +9,76 @@ import pytest
 import torch
 
 import octavo
+from helpers.compressed_tensors_cases import CASES, FP8_KV, INT8, config, integers, rules
 from helpers.exporters_models import MLP, export, json_of, quantized, same, tensors_of, tokens
 from octavo.core.errors import ExportError, ModeError
 from octavo.core.evaluation.read_back import exporter_of
 from octavo.core.modules import quantized_layers
 from octavo.core.packed import PackedTensor
 
-
-def with_rules(preset: str, *rules: dict[str, Any]) -> dict[str, Any]:
-    return octavo.merge_configs(preset, {"quant_cfg": list(rules)})
-
-
-HEAD_OFF = {"quantizer_name": "*lm_head*", "enable": False}
-DYNAMIC_INT8 = with_rules(
-    "INT8_DEFAULT_CFG",
-    {
-        "quantizer_name": "*input_quantizer",
-        "cfg": {"num_bits": 8, "type": "dynamic", "block_sizes": {-1: None}},
-    },
-    HEAD_OFF,
-)
-INT4_CHANNEL = with_rules(
-    "INT8_WEIGHT_ONLY_CFG",
-    {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4, "axis": 0}},
-    {"quantizer_name": "*", "parent_class": "nn.Embedding", "enable": False},
-    HEAD_OFF,
-)
-# config, target, format, suffixes of a layer's tensors
-CASES: dict[str, tuple[Any, str, str, set[str]]] = {
-    "INT8": ("INT8_DEFAULT_CFG", "vllm", "int-quantized", {"weight", "weight_scale", "input_scale"}),
-    "INT8 dynamic": (DYNAMIC_INT8, "sglang", "int-quantized", {"weight", "weight_scale"}),
-    "W8A16": (
-        "INT8_WEIGHT_ONLY_CFG", "vllm", "pack-quantized", {"weight_packed", "weight_scale", "weight_shape"},
-    ),
-    "W4A16": (
-        octavo.with_block_size("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32), "vllm", "pack-quantized",
-        {"weight_packed", "weight_scale", "weight_shape"},
-    ),
-    "W4A16 channel": (INT4_CHANNEL, "vllm", "pack-quantized", {"weight_packed", "weight_scale", "weight_shape"}),
-    "FP8": ("FP8_DEFAULT_CFG", "transformers", "float-quantized", {"weight", "weight_scale", "input_scale"}),
-    "FP8 channel": (
-        "FP8_PER_CHANNEL_PER_TOKEN_CFG", "transformers", "float-quantized", {"weight", "weight_scale"},
-    ),
-    "MXFP4": ("MXFP4_MLP_WEIGHT_ONLY_CFG", "vllm", "mxfp4-pack-quantized", {"weight_packed", "weight_scale"}),
-}  # fmt: skip
+# Presets that a target gets in this dialect; its name, format
+TARGETS: dict[str, tuple[Any, str, str]] = {
+    "INT8": ("INT8_DEFAULT_CFG", "vllm", "int-quantized"),
+    "W8A16": ("INT8_WEIGHT_ONLY_CFG", "vllm", "pack-quantized"),
+    "W4A16": (octavo.with_block_size("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32), "sglang", "pack-quantized"),
+    "MXFP4": ("MXFP4_MLP_WEIGHT_ONLY_CFG", "vllm", "mxfp4-pack-quantized"),
+    "FP8": ("FP8_DEFAULT_CFG", "transformers", "float-quantized"),
+    "FP8 blocks": ("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "transformers", "naive-quantized"),
+    "FP8 cache": (octavo.merge_configs("FP8_DEFAULT_CFG", "FP8_KV_CFG"), "transformers", "float-quantized"),
+    "NVFP4": ("NVFP4_DEFAULT_CFG", "transformers", "nvfp4-pack-quantized"),
+    "MXFP8": ("MXFP8_DEFAULT_CFG", "transformers", "mxfp8-quantized"),
+}
+DTYPES = {
+    **dict.fromkeys(CASES, torch.bfloat16),
+    "W4A16": torch.float16,
+    "NVFP4": torch.float32,
+    "FP8": torch.float32,
+}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_what_is_stored_is_what_was_simulated(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    config, target, format_name, suffixes = CASES[case]
-    model = quantized(config, dtype)
-    report = octavo.export_hf_checkpoint(model, export_dir=tmp_path / "out", quiet=True, target=target)
+@pytest.mark.parametrize("case", TARGETS)
+def test_targets_that_load_a_format_from_this_dialect_get_it(case: str, tmp_path: Path) -> None:
+    config, target, format_name = TARGETS[case]
+    report = octavo.export_hf_checkpoint(
+        quantized(config), export_dir=tmp_path / "out", quiet=True, target=target
+    )
 
     assert report.exporter == "compressed_tensors"
-    assert report.differences == (f"compressed-tensors {format_name} instead of ModelOpt's dialect",)
-    names = tensors_of(tmp_path / "out").keys()
-    assert {name.removeprefix(f"{MLP}.") for name in names if name.startswith(MLP)} == suffixes
+    assert f"compressed-tensors {format_name} instead of ModelOpt's dialect" in report.differences
     assert json_of(tmp_path / "out" / "config.json")["quantization_config"]["format"] == format_name
 
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_stored_is_what_was_simulated(case: str, tmp_path: Path) -> None:
+    config, format_name, suffixes = CASES[case]
+    model, out = quantized(config, DTYPES[case]), tmp_path / "out"
+    octavo.plugins().exporter("compressed_tensors").export(model, out, quiet=True)
+
+    names = tensors_of(out).keys()
+    assert {name.removeprefix(f"{MLP}.") for name in names if name.startswith(MLP)} == suffixes
+    assert json_of(out / "config.json")["quantization_config"]["format"] == format_name
     with octavo.finalized(model, "compressed_tensors"), torch.no_grad():
         expected = {
             f"{name}.weight": layer.quantizers()["weight_quantizer"](layer.weight)
             for name, layer in quantized_layers(model)
+            if layer.quantized_weights()
         }
         logits = model(tokens()).logits
     found = {
         name: value.dequantize()
-        for name, value in exporter_of(tmp_path / "out").open(tmp_path / "out").tensors()
+        for name, value in exporter_of(out).open(out).tensors()
         if isinstance(value, PackedTensor)
     }
     assert found.keys() == expected.keys()
     assert [name for name in expected if not same(found[name], expected[name])] == []
     with torch.no_grad():
-        assert same(octavo.load_quantized(tmp_path / "out")(tokens()).logits, logits)
+        assert same(octavo.load_quantized(out)(tokens()).logits, logits)
+
+
+def export_as_it_is(model: torch.nn.Module, folder: Path) -> Path:
+    """Export in this dialect and return the folder."""
+    octavo.plugins().exporter("compressed_tensors").export(model, folder, quiet=True)
+    return folder
 
 
 @pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, None)])
@@ -139,20 +135,87 @@ def test_metadata(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "hf_quant_config.json").exists()
 
 
+def test_divisors_of_block_scales(tmp_path: Path) -> None:
+    tensors = tensors_of(export_as_it_is(quantized(CASES["NVFP4"][0], torch.bfloat16), tmp_path / "out"))
+    module = "model.layers.0.self_attn"
+
+    divisors = [tensors[f"{module}.{x}_proj.weight_global_scale"] for x in "qkv"]
+
+    assert (divisors[0].dtype, divisors[0].shape) == (torch.float32, (1,))
+    assert torch.equal(divisors[0], divisors[1])
+    assert torch.equal(divisors[0], divisors[2])
+    # The largest block scale is the largest of E4M3, and the largest code 6: the divisor is 2688 over the maximum.
+    weights = [quantized(CASES["NVFP4"][0]).get_submodule(f"{module}.{x}_proj").weight for x in "qkv"]
+    largest = max(float(weight.detach().bfloat16().abs().max()) for weight in weights)
+    assert divisors[0].item() == pytest.approx(2688 / largest, rel=2**-20)
+    assert tensors[f"{module}.q_proj.input_global_scale"].item() > 1
+
+
+def test_metadata_of_a_mixture_with_a_cache(tmp_path: Path) -> None:
+    mixture, _, _ = CASES["mixture"]
+    model = quantized({**mixture, "quant_cfg": [*mixture["quant_cfg"], *FP8_KV]})
+    out = export_as_it_is(model, tmp_path / "out")
+    found = json_of(out / "config.json")["quantization_config"]
+    groups = {group["format"]: group for group in found["config_groups"].values()}
+
+    assert groups.keys() == {"pack-quantized", "nvfp4-pack-quantized", "float-quantized"}
+    assert groups["float-quantized"]["targets"] == [f"model.layers.{i}.mlp.down_proj" for i in (0, 1)]
+    assert groups["nvfp4-pack-quantized"]["input_activations"] == {
+        "num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group", "dynamic": "local",
+        "scale_dtype": "torch.float8_e4m3fn", "group_size": 16,
+    }  # fmt: skip
+    assert found["kv_cache_scheme"] == {
+        "num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False,
+    }  # fmt: skip
+    tensors = tensors_of(out)
+    assert {tuple(tensors[f"model.layers.{i}.self_attn.{x}_scale"].shape) for i in (0, 1) for x in "kv"} == {
+        (1,)
+    }
+    described = exporter_of(out).open(out).describe()
+    assert described["layers"] == {
+        "nvfp4-pack-quantized": 8,
+        "float-quantized": 2,
+        "pack-quantized": 4,
+    }
+    assert described["cache"] == "e4m3 tensor"
+
+
+def test_scales_below_zero_stay_so(tmp_path: Path) -> None:
+    """They put the longer side of an integer format on the positive values."""
+    model = quantized(CASES["W4A16"][0], torch.bfloat16)
+    quantizer = model.get_submodule(f"{MLP}.weight_quantizer")
+    quantizer.set_state(amax=-quantizer.named_state()["amax"])
+    tensors = tensors_of(export_as_it_is(model, tmp_path / "out"))
+
+    assert (tensors[f"{MLP}.weight_scale"] < 0).all()
+    with octavo.finalized(model, "compressed_tensors"), torch.no_grad():
+        expected = quantizer(model.get_submodule(MLP).weight)
+    read = octavo.load_quantized(tmp_path / "out").get_parameter(f"{MLP}.weight")
+    assert same(read.detach(), expected)
+
+
 def test_refusals(tmp_path: Path) -> None:
     exporter = octavo.plugins().exporter("compressed_tensors")
-    mixed = with_rules("INT8_DEFAULT_CFG", {"quantizer_name": "*down_proj.input_quantizer", "enable": False})
+    keys = {"quantizer_name": "*k_bmm_quantizer", "cfg": {"num_bits": (4, 3), "axis": None}}
+    int8_cache = {"quantizer_name": "*[kv]_bmm_quantizer", "cfg": INT8}
+    queries = {"quantizer_name": "*.down_proj.input_quantizer", "enable": False}
+    int8 = rules(integers(8), INT8)
     cases = {
         r"weights e3m2 block\{-1:32\} .* are not written, found in model\.layers\.0": "MXFP6_DEFAULT_CFG",
-        r"one format of all layers; found weights int8 channel0, inputs int8 tensor: .*; weights int8 channel0, "
-        r"inputs None: model\.layers\.0\.mlp\.down_proj": mixed,
-        r"self_attn: this dialect is written for a weight .*\{'k_bmm_quantizer': \['e4m3 tensor'\]": (
-            octavo.merge_configs("INT8_DEFAULT_CFG", "FP8_KV_CFG")
+        r"weights of one format are stored as int-quantized for model\.layers\.0\.self_attn\.q_proj, pack-quantized "
+        r"for model\.layers\.0\.mlp\.down_proj, as their inputs are quantized or not": config(
+            int8, [queries]
         ),
+        r"self_attn: this dialect is written with a cache of e4m3 tensor for keys and values both; found "
+        r"\{'k_bmm_quantizer': \['e4m3 tensor'\]\}": config(int8, [keys]),
+        r"self_attn: .* found \{'k_bmm_quantizer': \['int8 tensor'\], 'v_bmm_quantizer': \['int8 tensor'\]\}": (
+            config(int8, [int8_cache])
+        ),
+        "written for models with quantized weights of linear layers; found none": config(FP8_KV),
     }
-    for message, config in cases.items():
+    for message, recipe in cases.items():
         with pytest.raises(ExportError, match=message):
-            exporter.export(quantized(config), tmp_path / "out", quiet=True)
+            exporter.export(quantized(recipe), tmp_path / "out", quiet=True)
     with pytest.raises(ModeError, match="the model is not quantized"):
         exporter.export(torch.nn.Linear(2, 2), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,1 @@
+"""Checkpoints of tools that Octavo reads and does not write: AutoAWQ's and GPTQ's."""
