@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.core.errors import ExportError, listed
-from octavo.core.model.activation_scales import scale_from_state
-from octavo.core.model.checkpoint_layout import CheckpointLayout
-from octavo.core.model.checkpoint_writer import (
-    Spelling,
-    WriteOptions,
-    left_out_modules,
-    write_checkpoint,
-)
+from octavo.core.model.checkpoint_writer import ModelExport, WriteOptions, write_checkpoint
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat
 from octavo.core.model.serving import active_specs, check_exportable, unstored_quantizers
-from octavo.core.model.shard_reader import read_json
 from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modules import QuantEmbedding, QuantModule, quantized_layers
-from octavo.core.packed import PackedTensor
 from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
-from octavo.exporters.compressed_tensors.formats import Format, format_for
-from octavo.exporters.compressed_tensors.metadata import quantization_config
-from octavo.exporters.compressed_tensors.spelling import spell
+from octavo.exporters.compressed_tensors.formats import format_for
+from octavo.exporters.compressed_tensors.source_spelling import spelling_of
 
-NAME = "compressed_tensors"
+NAME = CompressedTensorsDialect.name
 
 
 def export_compressed_tensors(model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
@@ -51,19 +38,16 @@ def export_compressed_tensors(model: nn.Module, export_dir: Path, **options: Any
             f"compressed-tensors checkpoints of weights {layer_format.weight}, inputs {layer_format.inputs} are not "
             f"written, found in {listed(list(weights), 2)}; export_hf_checkpoint without a target stores more formats"
         )
-    spelling = Spelling(
+    export = ModelExport(
         NAME,
         weights,
-        partial(_spelled, format_name=known.name),
-        _input_scale,
-        _no_tensors,
-        partial(_write_metadata, model, weights, layer_format, known),
+        spelling_of,
         warnings=tuple(unstored_quantizers(model, CompressedTensorsDialect())),
         differences=()
         if chosen.target is None
         else (f"compressed-tensors {known.name} instead of ModelOpt's dialect",),
     )
-    return write_checkpoint(model, export_dir, spelling, chosen)
+    return write_checkpoint(model, export_dir, export, chosen)
 
 
 def _weights_of_one_format(model: nn.Module) -> tuple[dict[str, StoredWeight], LayerFormat]:
@@ -106,51 +90,3 @@ def _check_shape(weight: StoredWeight) -> None:
             f"{weight.layer_name}: this dialect stores linear layers' weights of two dims, found shape {shape}; "
             "leave it out"
         )
-
-
-def _check_folded(weights: Sequence[StoredWeight]) -> None:
-    corrected = [w.layer_name for w in weights if w.low_rank is not None]
-    if corrected:
-        raise ExportError(
-            f"compressed-tensors checkpoints have no place for low-rank corrections, found in {listed(corrected, 3)}; "
-            "use export_hf_checkpoint without a target"
-        )
-    kept = [weight.layer_name for weight in weights if weight.pre_quant_scale is not None]
-    if kept:
-        raise ExportError(
-            f"compressed-tensors checkpoints have no place for a pre_quant_scale, and those of {len(kept)} layers "
-            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without "
-            "smoothing, or use export_hf_checkpoint without a target"
-        )
-
-
-def _spelled(packed: PackedTensor, is_segment: bool, format_name: str) -> dict[str, Tensor]:
-    return spell(packed, format_name)
-
-
-def _input_scale(weight: StoredWeight) -> dict[str, Tensor]:
-    stage = weight.layer.quantizers()[weight.slot.inputs].stages()[0]
-    if not stage.enabled or stage.spec is None or not stage.spec.state:
-        return {}
-    return {"input_scale": scale_from_state(stage.named_state(), stage.spec.element_type.max).reshape(1)}
-
-
-def _no_tensors(modules: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    return iter(())
-
-
-def _write_metadata(
-    model: nn.Module,
-    weights: dict[str, StoredWeight],
-    layer_format: LayerFormat,
-    known: Format,
-    layout: CheckpointLayout,
-    modules: Mapping[str, str],
-    folder: Path,
-) -> None:
-    _check_folded(list(weights.values()))
-    ignore = [modules.get(name, name) for name in left_out_modules(model, weights)]
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    weight = next(iter(weights.values())).spec
-    config["quantization_config"] = quantization_config(known.name, weight, layer_format.inputs, ignore)
-    (folder / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
