@@ -74,9 +74,18 @@ class CheckpointSource(Protocol):
 class SourceExporter(Protocol):
     """An exporter that also writes what is no model: checkpoints are converted into its dialect."""
 
-    def write(self, source: CheckpointSource, folder: Path, max_shard_bytes: int) -> tuple[int, int]:
+    def write(
+        self, source: CheckpointSource, folder: Path, max_shard_bytes: int, target: str | None
+    ) -> tuple[int, int]:
         """Write tensors and metadata into `folder`, where config.json is already; return their number and bytes.
+
+        Args:
+            source: What is written, in the numbers of this dialect, or in those for `target`.
+            folder: Where files beside the weights already are.
+            max_shard_bytes: Start a new shard rather than exceed this.
+            target: Engine that will read it, or None.
 
         Raises:
             ExportError: a format has no place in this dialect; its layers are named.
+            CheckpointError: what was written does not read back.
         """

@@ -63,6 +63,15 @@ def write_spelled(
     return WrittenShards(writer.finish(), num_bytes)
 
 
+def write_checked(
+    source: CheckpointSource, spelling: Spelling, folder: Path, max_shard_bytes: int, exporter: str
+) -> tuple[int, int]:
+    """Write as `write_spelled` does and check as `check_written`; return number and bytes of the tensors."""
+    written = write_spelled(source, spelling, folder, max_shard_bytes)
+    check_written(folder, written, exporter)
+    return len(written.manifest), written.num_bytes
+
+
 def check_written(folder: Path, written: WrittenShards, exporter: str) -> None:
     """Read every tensor back and compare it; write the manifest; open the checkpoint as its users will.
 

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report
+from octavo.cli import calibrate, convert, evaluate, inspect, listings, plan, quantize, report
 from octavo.core.errors import CalibrationError, CheckpointError, ExportError, OctavoError
 
 REFUSED, CALIBRATION_FAILED, CHECKPOINT_FAILED = 3, 4, 5
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize.quantize)
 app.command("calibrate")(calibrate.calibrate)
+app.command("convert")(convert.convert)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)
