@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from octavo.core.conversion.row_parts import row_parts
+from octavo.core.formats import QuantSpec
 from octavo.core.formats.granularity import keepdim_shape
 from octavo.core.formats.packing import unpack
 from octavo.core.formats.rounding import decode, spacing
@@ -45,20 +47,14 @@ class Change:
 
 def change_of(name: str, before: PackedTensor, after: PackedTensor) -> Change:
     """Return how `after` differs from `before`, which has the same shape, elements and blocks."""
-    old_codes, new_codes = _codes(before), _codes(after)
-    old_step, new_step = _step(before), _step(after)
-    granularity, keepdim = after.spec.granularity, keepdim_shape(after.spec.granularity, after.shape)
-    ratio = old_step / new_step
-    new = granularity.blocked(new_codes)
-    moved = granularity.blocked(old_codes) * ratio.reshape(keepdim) - new
-    steps = moved.abs() / spacing(new.contiguous(), after.spec.element_type)
-    return Change(
-        name,
-        codes=_share(old_codes != new_codes),
-        steps=steps.max().item() if steps.numel() else 0.0,
-        scales=relative_change(old_step, new_step),
-        num_codes=old_codes.numel(),
-    )
+    changed, steps = 0, 0.0
+    for old, new in zip(row_parts(before), row_parts(after), strict=True):
+        old_codes, new_codes = _codes(old), _codes(new)
+        changed += int((old_codes != new_codes).sum())
+        steps = max(steps, _steps_moved(old_codes, new_codes, _step(old) / _step(new), new.spec))
+    num_codes = math.prod(after.shape)
+    scales = relative_change(_step(before), _step(after))
+    return Change(name, changed / max(num_codes, 1), steps, scales, num_codes)
 
 
 def relative_change(before: Tensor, after: Tensor) -> float:
@@ -82,5 +78,9 @@ def _step(packed: PackedTensor) -> Tensor:
     return step_from_stored(packed.scale, packed.global_scale, packed.spec)
 
 
-def _share(mask: Tensor) -> float:
-    return mask.sum(dtype=torch.float64).item() / max(mask.numel(), 1)
+def _steps_moved(old: Tensor, new: Tensor, ratio: Tensor, spec: QuantSpec) -> float:
+    """Return how far a value moved at most, in distances of codes; `ratio` is of old scales to new."""
+    before, after = spec.granularity.blocked(old), spec.granularity.blocked(new)
+    exact = before * ratio.reshape(keepdim_shape(spec.granularity, old.shape))
+    moved = (exact - after).abs() / spacing(after.contiguous(), spec.element_type)
+    return moved.max().item() if moved.numel() else 0.0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from octavo.core.conversion.row_parts import joined_rows, row_parts
 from octavo.core.formats import QuantSpec
 from octavo.core.formats.scales import step_from_stored
 from octavo.core.model.exporter import Dialect
@@ -48,10 +49,13 @@ def in_dialect(
 
 def _rounded_again(packed: PackedTensor, spec: QuantSpec, state: Mapping[str, Tensor]) -> PackedTensor:
     """Return the values of `packed` rounded to codes under other scales; those of blocks stay as near as can be."""
-    step = step_from_stored(packed.scale, packed.global_scale, packed.spec)
-    amax = {"amax": step * spec.element_type.max}
+    amax = state.get("amax")
+    if amax is None:
+        amax = step_from_stored(packed.scale, packed.global_scale, packed.spec) * spec.element_type.max
     calibrated = replace(spec, dynamic=False)
-    named = {**amax, **state}
-    values = packed.dequantize(torch.float32)
-    again = PackedTensor.pack(values, [named[name] for name in calibrated.state], calibrated)
-    return replace(again, spec=spec, dtype=packed.dtype)
+    parts = []
+    for part, largest in zip(row_parts(packed), row_parts(replace(packed, scale=amax)), strict=True):
+        named = {**state, "amax": largest.scale}
+        values = part.dequantize(torch.float32)
+        parts.append(PackedTensor.pack(values, [named[name] for name in calibrated.state], calibrated))
+    return replace(joined_rows(packed, parts), spec=spec, dtype=packed.dtype)

@@ -39,10 +39,7 @@ def _one_format(source: CheckpointSource) -> tuple[LayerFormat, Format]:
     formats: dict[LayerFormat, list[str]] = {}
     for name, layer in source.layers.items():
         formats.setdefault(layer, []).append(name)
-    shown = "; ".join(
-        f"weights {f.weight}{'' if f.then is None else f' then {f.then}'}, inputs {f.inputs}: {listed(n, 2)}"
-        for f, n in formats.items()
-    )
+    shown = "; ".join(f"{layer}: {listed(names, 2)}" for layer, names in formats.items())
     if len(formats) != 1:
         raise ExportError(f"this dialect is written for one format of all layers; found {shown or 'none'}")
     (layer,) = formats
