@@ -32,14 +32,7 @@ def convert(
         source, out, dialect=to, target=target, lossy=lossy, overwrite=overwrite, quiet=quiet
     )
     if as_json:
-        output.print_json(
-            {
-                **asdict(report),
-                "directory": str(report.directory),
-                "changes": [asdict(change) for change in report.changes],
-                "warnings": list(report.warnings),
-            }
-        )
+        output.print_json({**asdict(report), "directory": str(report.directory)})
     elif not quiet:
         output.print_text(
             f"{report.directory}: {report.num_tensors} tensors, {report.num_bytes / 1e6:,.2f} MB, from "
