@@ -87,9 +87,15 @@ def served_layers(survey: Survey) -> dict[str, ServedLayer]:
 def _writer(name: str) -> SourceExporter:
     exporter = plugins().exporter(name)
     if not isinstance(exporter, SourceExporter):
-        able = [n for n in plugins().exporter_names() if isinstance(plugins().exporter(n), SourceExporter)]
         raise ExportError(
             f"checkpoints are not converted into {name}, which is read, or written from models, only; "
-            f"give one of {', '.join(able)}"
+            f"give one of {', '.join(_writer_names())}"
         )
     return exporter
+
+
+def _writer_names() -> list[str]:
+    """Return the exporters that checkpoints are converted with."""
+    return [
+        name for name in plugins().exporter_names() if isinstance(plugins().exporter(name), SourceExporter)
+    ]

@@ -10,11 +10,11 @@ import torch
 
 from octavo.core.packed import PackedTensor
 
-_MOST_CODES = 2**22
+_MOST_CODES = 2**20
 
 
 def row_parts(packed: PackedTensor) -> list[PackedTensor]:
-    """Return equal parts of about 4 million codes as views; fewer where rows or blocks do not divide.
+    """Return equal parts of about a million codes as views; fewer where rows or blocks do not divide.
 
     A stack is one part.
     """
