@@ -13,8 +13,8 @@ ERRORS = {
 PUBLIC = ERRORS | {
     "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "Statistics", "TensorQuantizer",
     "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer", "enable_huggingface",
-    "enable_quantizer", "export_hf_checkpoint", "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized",
-    "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names",
+    "enable_quantizer", "export_hf_checkpoint", "finalize", "finalized", "fold_weight", "history", "hookimpl",
+    "load_quantized", "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names",
     "print_quant_summary", "quantize", "register", "restore", "save", "set_quantizer_attribute",
     "set_quantizer_by_cfg", "text_batches", "unfinalize", "unquantize", "unregister", "with_block_size",
 }  # fmt: skip
