@@ -40,7 +40,7 @@ def check_asked(dialect: str | None, target: str | None) -> None:
         ExportError: the exporter only reads, or writes models only.
     """
     if dialect is None and target is None:
-        known = ", ".join(plugins().exporter_names())
+        known = ", ".join(_writer_names())
         raise ConfigError(
             f"give a dialect to convert to (--to: {known}), or the engine to serve it (--target)"
         )
