@@ -40,9 +40,21 @@ def round_to_grid(
         return x.to(_NATIVE_FLOATS[element.name]).float()
     if ties == "even":
         return _round_to_even(x if is_native else x.add_(0.0), element)
-    quantum = _exponents(x, element).mul_(2.0**-element.mantissa_bits)
+    quantum = spacing(x, element)
     rounded = x.abs().div_(quantum).sub_(0.5).ceil_().mul_(quantum).copysign_(x)
     return torch.where(x == 0, -0.0, rounded)
+
+
+def spacing(x: Tensor, element: ElementType) -> Tensor:
+    """Return how far apart the values of `element` are around each of `x`.
+
+    Args:
+        x: fp32 values in units of the scale, contiguous, any shape.
+        element: The element type.
+    """
+    if not element.is_float:
+        return torch.ones_like(x)
+    return _exponents(x, element).mul_(2.0**-element.mantissa_bits)
 
 
 def _round_to_even(x: Tensor, element: ElementType) -> Tensor:

@@ -44,6 +44,11 @@ class LayerFormat:
     smoothing: Literal["", "scaled", "low_rank"] = ""
     zero_points: bool = False
 
+    def __str__(self) -> str:
+        """Return what messages call it: `weights int8 channel0, inputs int8 tensor`."""
+        then = "" if self.then is None else f" then {self.then}"
+        return f"weights {self.weight}{then}, inputs {self.inputs}"
+
 
 @dataclass(frozen=True)
 class LinearFold:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from octavo.core.model.description import ModelDescription
 
 ATTENTION_ROLES, GATED_ROLES = ("attention.q", "attention.k", "attention.v"), ("mlp.gate", "mlp.up")
 FUSED_ROLES = (ATTENTION_ROLES, GATED_ROLES)
+# The same as checkpoints name them, where no model says what its layers are.
+FUSED_NAMES = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+    ("wi_0", "wi_1"),
+)
 
 
 def fused_groups(
@@ -27,3 +35,16 @@ def fused_names(description: ModelDescription | None) -> set[str]:
     """Return the layers that engines join, and those that the model itself holds as one."""
     segments = description.segments if description is not None else {}
     return {name for group in fused_groups(description) for name in group} | set(segments)
+
+
+def joined_by_name(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the groups of layers that engines join, by what such layers are called in checkpoints."""
+    known = set(names)
+    groups = []
+    for name in sorted(known):
+        parent, dot, own = name.rpartition(".")
+        group = next((group for group in FUSED_NAMES if group[0] == own), ())
+        members = tuple(member for last in group if (member := f"{parent}{dot}{last}") in known)
+        if len(members) > 1:
+            groups.append(members)
+    return groups

@@ -11,6 +11,8 @@ from torch import Tensor
 from octavo.core.errors import ExportError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_layout import CheckpointLayout
+from octavo.core.model.checkpoint_source import PackedWeight
+from octavo.core.model.exporter import InputState
 from octavo.core.modules import QuantExperts, QuantModule, WeightSlot
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.core.quantizers import TensorQuantizer
@@ -50,19 +52,12 @@ class StoredWeight:
         return stages[1] if len(stages) > 1 else None
 
     @property
-    def pre_quant_scale(self) -> Tensor | None:
-        """What its input is multiplied with [in], in the weight's dtype, or None."""
-        factor = self.layer.quantizers()[self.slot.inputs].stages()[0].pre_quant_scale
-        return None if factor is None else factor.to(self.values.dtype)
-
-    @property
     def low_rank(self) -> tuple[Tensor, Tensor] | None:
-        """The factors [rank, in] and [out, rank] of what is added to it, in its dtype, or None."""
+        """The factors [rank, in] and [out, rank] of what is added to it, fp32, or None."""
         stage = self.layer.quantizers()[self.slot.quantizer].stages()[0]
         if stage.low_rank_down is None or stage.low_rank_up is None:
             return None
-        dtype = self.values.dtype
-        return stage.low_rank_down.to(dtype), stage.low_rank_up.to(dtype)
+        return stage.low_rank_down, stage.low_rank_up
 
     @property
     def values(self) -> Tensor:
@@ -82,10 +77,8 @@ class StoredWeight:
         number = self.layer.get_parameter(self.slot.parameter).shape[0]
         return [f"{self.name}[{index}]" for index in range(number)]
 
-    def packed(
-        self, layout: CheckpointLayout, errors: WeightErrors
-    ) -> Iterator[tuple[str, PackedTensor, bool]]:
-        """Yield (checkpoint name of the module, codes and scales, whether they are a segment of an expert's rows).
+    def packed(self, layout: CheckpointLayout, errors: WeightErrors) -> Iterator[PackedWeight]:
+        """Yield the weight, or each part of it that the checkpoint has.
 
         A stack that is in one tensor keeps the parameter's name, and has a stacked format.
 
@@ -98,18 +91,20 @@ class StoredWeight:
         """
         stage = self.layer.quantizers()[self.slot.quantizer].stages()[0]
         weight, state, spec = self.values, stage.state_tensors(), self.spec
+        beside = (input_state(self.layer, self.slot.inputs), self.low_rank)
         if self.name in layout.names:
             spec = spec.stacked() if self.slot.is_stacked else spec
             packed = PackedTensor.pack(weight, state, spec)
             stored = packed if self.then is None else self._chain(packed, self.then)
             errors.add(self.name, weight, stored.dequantize(torch.float32))
-            yield layout.names[self.name].removesuffix(".weight"), packed, False
+            yield PackedWeight(layout.names[self.name].removesuffix(".weight"), stored, *beside)
             return
         for index, names in enumerate(layout.parts[self.name]):
             packed = PackedTensor.pack(weight[index], [tensor[index] for tensor in state], spec)
             errors.add(f"{self.name}[{index}]", weight[index], packed.dequantize(torch.float32))
             for segment, name in enumerate(names):
-                yield name.removesuffix(".weight"), self._segment(packed, segment, len(names)), len(names) > 1
+                part = self._segment(packed, segment, len(names))
+                yield PackedWeight(name.removesuffix(".weight"), part, *beside, is_segment=len(names) > 1)
 
     def _chain(self, packed: PackedTensor, then: TensorQuantizer) -> PackedChain:
         assert then.spec is not None  # noqa: S101 (the exporter has found a name for it)
@@ -124,6 +119,16 @@ class StoredWeight:
                 f"whole blocks of {self.spec}; leave it out, or use another block"
             )
         return found
+
+
+def input_state(layer: QuantModule, quantizer: str) -> InputState | None:
+    """Return what an activation's quantizer does, or None when it does nothing."""
+    stage = layer.quantizers()[quantizer].stages()[0]
+    spec = stage.spec if stage.enabled else None
+    if spec is None and stage.pre_quant_scale is None:
+        return None
+    state = stage.named_state() if spec is not None else {}
+    return InputState(spec, state, stage.pre_quant_scale, bias=stage.bias, bias_value=stage.bias_value)
 
 
 def check_layout(weights: Mapping[str, StoredWeight], layout: CheckpointLayout, stores_stacks: bool) -> None:

@@ -163,10 +163,8 @@ def _verdicts(
         for spec in {*layer.chains.get("k_bmm_quantizer", ()), *layer.chains.get("v_bmm_quantizer", ())}:
             caches.setdefault(spec, []).append(name)
     for layer_format, names in formats.items():
-        shown = "" if layer_format.then is None else f" then {layer_format.then}"
-        what = f"weights {layer_format.weight}{shown}, inputs {layer_format.inputs}"
         verdict = exporter.serves(target, layer_format)
-        yield what, verdict, names
+        yield str(layer_format), verdict, names
         if verdict.status != "refused":
             yield from _shape_verdicts(exporter, layer_format, {n: layers[n] for n in names}, target)
     yield from _transform_verdicts(layers)

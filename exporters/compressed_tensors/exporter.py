@@ -9,12 +9,15 @@ from typing import Any
 from torch import nn
 
 from octavo.core.formats import QuantSpec
+from octavo.core.model.checkpoint_source import CheckpointSource
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
+from octavo.core.model.spelled_files import write_checked
 from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
 from octavo.exporters.compressed_tensors.formats import cache_verdict, format_for, mixture_verdict
 from octavo.exporters.compressed_tensors.metadata import FP8_CACHE
 from octavo.exporters.compressed_tensors.reader import CompressedTensorsCheckpoint, holds_compressed_tensors
+from octavo.exporters.compressed_tensors.source_spelling import spelling_of
 from octavo.exporters.compressed_tensors.writer import NAME, export_compressed_tensors
 
 
@@ -64,6 +67,12 @@ class CompressedTensorsExporter:
     def export(self, model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
         """Write `model` to `export_dir`; options are those of `export_hf_checkpoint`."""
         return export_compressed_tensors(model, export_dir, **options)
+
+    def write(
+        self, source: CheckpointSource, folder: Path, max_shard_bytes: int, target: str | None
+    ) -> tuple[int, int]:
+        """Write what is no model; see `core.model.checkpoint_source.SourceExporter`."""
+        return write_checked(source, spelling_of(source), folder, max_shard_bytes, self.name)
 
 
 EXPORTER = CompressedTensorsExporter()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from octavo.core.errors import ExportError, listed
+from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.exporter import LayerFormat
+from octavo.core.model.plain_caches import check_plain_caches
 from octavo.core.model.serving import active_specs, check_exportable
 from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modules import QuantAttention, QuantEmbedding, QuantModule, quantized_layers
@@ -31,11 +32,6 @@ class ExportableModel:
     weights: dict[str, StoredWeight]
     formats: dict[str, tuple[LayerFormat, Format]]
     attention: dict[str, QuantAttention]
-
-    @property
-    def cache(self) -> QuantSpec | None:
-        """Format of keys and values, or None."""
-        return FP8_CACHE if self.attention else None
 
 
 def inspect_model(model: nn.Module) -> ExportableModel:
@@ -72,30 +68,10 @@ def inspect_model(model: nn.Module) -> ExportableModel:
     return parts
 
 
-def check_folded(weights: Mapping[str, StoredWeight]) -> None:
-    """Refuse weights of a finalized model that engines would have to correct.
-
-    Raises:
-        ExportError: one has a low-rank correction or a factor on its input; they are named.
-    """
-    corrected = [w.layer_name for w in weights.values() if w.low_rank is not None]
-    if corrected:
-        raise ExportError(
-            f"compressed-tensors checkpoints have no place for low-rank corrections, found in {listed(corrected, 3)}; "
-            "use export_hf_checkpoint without a target"
-        )
-    kept = [weight.layer_name for weight in weights.values() if weight.pre_quant_scale is not None]
-    if kept:
-        raise ExportError(
-            f"compressed-tensors checkpoints have no place for a pre_quant_scale, and those of {len(kept)} layers "
-            f"could not be folded into what makes their inputs: {listed(kept, 3)}. Quantize these layers without "
-            "smoothing, or use export_hf_checkpoint without a target"
-        )
-
-
 def _add_attention(
     parts: ExportableModel, name: str, layer: QuantAttention, specs: Mapping[str, list[QuantSpec]]
 ) -> None:
+    check_plain_caches({name: layer}, "compressed-tensors")
     chains = {quantizer: specs[quantizer] for quantizer in CACHE_QUANTIZERS if quantizer in specs}
     if not chains:
         return

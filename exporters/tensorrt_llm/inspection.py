@@ -9,6 +9,7 @@ from torch import nn
 from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.errors import ExportError, listed
 from octavo.core.formats import QuantSpec
+from octavo.core.model.plain_caches import check_plain_caches
 from octavo.core.model.serving import active_specs, check_exportable
 from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modes.record import last_record
@@ -70,6 +71,7 @@ def inspect_model(model: nn.Module, for_reader: bool) -> QuantizedParts:
             f"{len(problems)} layers have formats that TensorRT-LLM checkpoints cannot store: {listed(problems, 3)}. "
             f"Linear layers are stored as {known}; export_hf_checkpoint stores more"
         )
+    check_plain_caches(attention, "TensorRT-LLM")
     return QuantizedParts(weights, _cache(model, attention))
 
 

@@ -13,10 +13,9 @@ from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.checkpoint_writer import model_layout
 from octavo.core.model.exporter import InputState, LayerFormat
 from octavo.core.model.module_names import module_names
-from octavo.core.model.stored_weight import StoredWeight
+from octavo.core.model.stored_weight import StoredWeight, input_state
 from octavo.core.modules import QuantAttention, quantized_layers
 from octavo.core.packed import PackedChain, PackedTensor
-from octavo.core.quantizers import TensorQuantizer
 from octavo.core.report.weight_error import WeightErrors
 from octavo.exporters.tensorrt_llm.caches import CACHE_QUANTIZERS
 from octavo.exporters.tensorrt_llm.formats import format_for
@@ -75,21 +74,15 @@ class ModelSource:
             return place.of(self._tensors[place.name].detach())
         if place.name != self._packed_name:
             weight = self._weights[place.name]
-            packed = weight.packed(self._layout, self._errors)
+            parts = weight.packed(self._layout, self._errors)
             self._packed_name = place.name
-            self._packed = {f"{layer}.weight": _with_second(codes, weight.then) for layer, codes, _ in packed}
+            self._packed = {f"{part.module}.weight": part.packed for part in parts}
         return self._packed[name]
 
     def inputs(self, layer: str) -> InputState | None:
         """Return what is done to the input of a quantized layer, or None for nothing."""
         weight = self._layers.get(layer)
-        if weight is None:
-            return None
-        stage = weight.layer.quantizers()[weight.slot.inputs].stages()[0]
-        spec = stage.spec if stage.enabled else None
-        if spec is None and weight.pre_quant_scale is None:
-            return None
-        return InputState(spec, stage.named_state() if spec is not None else {}, weight.pre_quant_scale)
+        return None if weight is None else input_state(weight.layer, weight.slot.inputs)
 
     def cache(self, block: str) -> dict[str, InputState]:
         """Return what quantizes keys and values of the attention layer in a block, by the quantizer's short name."""
@@ -121,9 +114,3 @@ def _format_of(weight: StoredWeight) -> LayerFormat:
 def _is_plain_for_reader(weight: StoredWeight) -> bool:
     known = format_for(_format_of(weight))
     return known is not None and known.plain_for_reader
-
-
-def _with_second(codes: PackedTensor, then: TensorQuantizer | None) -> PackedTensor | PackedChain:
-    if then is None or then.spec is None:
-        return codes
-    return PackedChain(codes, then.spec, tuple(then.state_tensors()))

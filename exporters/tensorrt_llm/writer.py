@@ -17,8 +17,9 @@ from octavo.core.calibration.finalize import finalization_notes
 from octavo.core.console import say
 from octavo.core.errors import ConfigError, ExportError, nearest
 from octavo.core.model.atomic_folder import atomic_folder
-from octavo.core.model.checkpoint_writer import finalized_as, left_out_modules
+from octavo.core.model.checkpoint_writer import finalized_as
 from octavo.core.model.export_report import ExportReport
+from octavo.core.model.model_source import left_out_modules
 from octavo.core.model.serving import unstored_quantizers
 from octavo.core.model.shard_reader import read_json
 from octavo.core.plugins import plugins

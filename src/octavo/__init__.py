@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from octavo.core.calibration.statistics.statistics import Statistics
     from octavo.core.calibration.summary import print_quant_summary
     from octavo.core.config import load_recipe, merge_configs, preset, preset_names, with_block_size
+    from octavo.core.conversion.convert import convert_checkpoint
     from octavo.core.errors import (
         CalibrationError,
         CheckpointError,
@@ -77,6 +78,7 @@ _MODULE_OF = {
     "calibrate": "octavo.core.calibration.quantize",
     "collect_statistics": "octavo.core.calibration.statistics.collect",
     "compare": "octavo.core.evaluation.language",
+    "convert_checkpoint": "octavo.core.conversion.convert",
     "disable_quantizer": "octavo.core.calibration.quantizer_changes",
     "enable_huggingface": "octavo.adapters.huggingface.from_pretrained",
     "enable_quantizer": "octavo.core.calibration.quantizer_changes",
@@ -132,6 +134,7 @@ __all__ = [
     "calibrate",
     "collect_statistics",
     "compare",
+    "convert_checkpoint",
     "disable_quantizer",
     "enable_huggingface",
     "enable_quantizer",

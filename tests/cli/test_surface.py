@@ -55,6 +55,16 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--quiet": False,
         "--json": False,
     },
+    "convert": {
+        "SOURCE": "required",
+        "OUT": "required",
+        "--to": None,
+        "--target": None,
+        "--lossy": False,
+        "--overwrite": False,
+        "--quiet": False,
+        "--json": False,
+    },
     "plan": {
         "MODEL": "required",
         **CONFIG,

@@ -10,7 +10,8 @@ from typing import Any
 from octavo.core.errors import CheckpointError
 from octavo.core.model.exporter import LayerFormat, Verdict
 from octavo.core.verification.finding import Finding, error, warning
-from octavo.exporters.compressed_tensors.formats import format_for, spec_from_arguments
+from octavo.exporters.compressed_tensors.formats import formats_for
+from octavo.exporters.compressed_tensors.strategies import spec_from_arguments
 
 _ANY_LINEAR = "Linear"
 _PLACE = "config.json: quantization_config"
@@ -130,11 +131,13 @@ def _verdict(group: Group, consumer: str, is_expert: bool) -> Verdict:
         inputs = spec_from_arguments(group.inputs, group.place) if group.inputs else None
     except CheckpointError as unread:
         return Verdict("unknown", str(unread))
-    known = format_for(LayerFormat(weight, inputs))
-    if known is None:
+    asymmetric = not group.weights.get("symmetric", True)
+    found = formats_for(LayerFormat(weight, inputs, zero_points=asymmetric))
+    if not found:
         return Verdict("unknown", f"weights {weight} with inputs {inputs} were never tried there")
-    if known.name != group.format:
-        return Verdict("refused", f"its arguments are those of {known.name}")
+    known = next((one for one in found if one.name == group.format), None)
+    if known is None:
+        return Verdict("refused", f"its arguments are those of {found[0].name}")
     if is_expert and consumer in known.experts:
         return known.experts[consumer]
     return known.targets.get(consumer, Verdict("unknown", f"{known.name} was never tried there"))

@@ -11,7 +11,18 @@ import sys
 
 import typer
 
-from octavo.cli import calibrate, evaluate, inspect, listings, plan, quantize, report, reshard, verify
+from octavo.cli import (
+    calibrate,
+    convert,
+    evaluate,
+    inspect,
+    listings,
+    plan,
+    quantize,
+    report,
+    reshard,
+    verify,
+)
 from octavo.core.errors import CalibrationError, CheckpointError, ExportError, OctavoError
 
 REFUSED, CALIBRATION_FAILED, CHECKPOINT_FAILED = 3, 4, 5
@@ -25,6 +36,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize.quantize)
 app.command("calibrate")(calibrate.calibrate)
+app.command("convert")(convert.convert)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)

@@ -198,14 +198,9 @@ def test_refusals(tmp_path: Path) -> None:
     exporter = octavo.plugins().exporter("compressed_tensors")
     keys = {"quantizer_name": "*k_bmm_quantizer", "cfg": {"num_bits": (4, 3), "axis": None}}
     int8_cache = {"quantizer_name": "*[kv]_bmm_quantizer", "cfg": INT8}
-    queries = {"quantizer_name": "*.down_proj.input_quantizer", "enable": False}
     int8 = rules(integers(8), INT8)
     cases = {
         r"weights e3m2 block\{-1:32\} .* are not written, found in model\.layers\.0": "MXFP6_DEFAULT_CFG",
-        r"weights of one format are stored as int-quantized for model\.layers\.0\.self_attn\.q_proj, pack-quantized "
-        r"for model\.layers\.0\.mlp\.down_proj, as their inputs are quantized or not": config(
-            int8, [queries]
-        ),
         r"self_attn: this dialect is written with a cache of e4m3 tensor for keys and values both; found "
         r"\{'k_bmm_quantizer': \['e4m3 tensor'\]\}": config(int8, [keys]),
         r"self_attn: .* found \{'k_bmm_quantizer': \['int8 tensor'\], 'v_bmm_quantizer': \['int8 tensor'\]\}": (

@@ -150,3 +150,27 @@ def _written(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[s
     """Return (tensors, hf_quant_config.json, config.json's quantization_config)."""
     nested = json_of(directory / "hf_quant_config.json")["quantization"]
     return tensors_of(directory), nested, json_of(directory / "config.json")["quantization_config"]
+
+
+@pytest.mark.parametrize("dialect", ["compressed_tensors", "tensorrt_llm"])
+@pytest.mark.parametrize(
+    ("cache", "what"), [("FP8_AFFINE_KV_CFG", "mean bias over -4, -2"), ("NVFP4_KV_ROTATE_CFG", "rotated")]
+)
+def test_other_dialects_have_no_place_for_them(dialect: str, cache: str, what: str, tmp_path: Path) -> None:
+    exporter = octavo.plugins().exporter(dialect)
+    with pytest.raises(
+        ExportError, match=rf"no place for biases and rotations .* found model\.layers\.0.*: {what}"
+    ):
+        exporter.export(quantized(joined(cache)), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_biased_cache_is_not_converted(tmp_path: Path) -> None:
+    export(quantized(joined("FP8_AFFINE_KV_CFG")), tmp_path / "unified")
+    with pytest.raises(
+        ExportError, match=r"self_attn\.k_bmm_quantizer has a bias, for which compressed-tensors"
+    ):
+        octavo.convert_checkpoint(
+            tmp_path / "unified", tmp_path / "out", dialect="compressed_tensors", lossy=True, quiet=True
+        )
+    assert not (tmp_path / "out").exists()

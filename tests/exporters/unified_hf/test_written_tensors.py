@@ -17,7 +17,7 @@ from helpers.exporters_models import export, json_of, quantized, tensors_of
 from octavo.core.errors import CheckpointError, ExportError
 from octavo.core.evaluation.read_back import fill_model
 from octavo.core.model.blocks import Block, InMemoryBlocks
-from octavo.exporters.unified_hf import writer
+from octavo.exporters.unified_hf import source_spelling
 from octavo.exporters.unified_hf.exporter import EXPORTER
 
 
@@ -81,7 +81,9 @@ def test_metadata_that_does_not_read_back_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = quantized("INT8_WEIGHT_ONLY_CFG")
-    monkeypatch.setattr(writer, "nested_metadata", lambda *_: {"quantization": {"quant_algo": "none such"}})
+    monkeypatch.setattr(
+        source_spelling, "nested_metadata", lambda *_: {"quantization": {"quant_algo": "none such"}}
+    )
 
     with pytest.raises(CheckpointError, match="none such"):
         export(model, tmp_path / "out")

@@ -1,0 +1,1 @@
+"""A quantized checkpoint in another dialect, without its model."""
