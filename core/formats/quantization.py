@@ -69,8 +69,10 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor
 
     Returns:
         Tensor of the shape and dtype of `x`, equal bit for bit to `dequantize(*quantize(x, state, spec), …)`.
-        NaN stays NaN here, and has no code in most formats: weights with NaN are refused before this.
+        NaN stays NaN here, and has no code in most formats: weights with NaN are refused before this. There is no
+        gradient; `core.ops` has it.
     """
+    x = x.detach()
     scales = scales_from_amax(*_amax(x, state, spec), spec)
     view = spec.granularity.blocked(x)
     values = view.new_empty(view.shape)
