@@ -6,17 +6,13 @@ BIN := .venv/bin
 export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test consumers lint types imports bench clean
+.PHONY: demo test lint types imports bench clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
 
 test: .venv/.installed
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
-
-# The library that defines compressed-tensors, for the tests in which transformers reads our checkpoints.
-consumers: .venv/.installed
-	$(BIN)/pip install --quiet --no-deps --target .consumers compressed-tensors==0.20.0 loguru==0.7.3
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """A program of its own: quantizes a model with the compressed-tensors library alone, as llm-compressor does.
 
-    python -I compressed_tensors_writer.py FOLDER_OF_PACKAGES MODEL GROUPS OUT
+    python -I compressed_tensors_writer.py MODEL GROUPS OUT
 
 GROUPS are config_groups as JSON. Scales and zero points are the library's own, of each weight's range. OUT becomes the
 checkpoint that the library writes, and OUT/expected.safetensors what the library dequantizes its tensors to.
@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-
-sys.path.append(sys.argv[1])
 
 import torch
 from compressed_tensors.compressors import ModelCompressor
@@ -51,8 +49,8 @@ def ranges(weight: torch.Tensor, arguments: object) -> tuple[torch.Tensor, torch
     return blocks.amin(-1), blocks.amax(-1)
 
 
-model = AutoModelForCausalLM.from_pretrained(sys.argv[2])
-groups, out = json.loads(sys.argv[3]), Path(sys.argv[4])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+groups, out = json.loads(sys.argv[2]), Path(sys.argv[3])
 apply_quantization_config(model, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))
 for module in model.modules():
     if getattr(module, "quantization_scheme", None) is not None:

@@ -1,6 +1,6 @@
 """A program of its own: what transformers with compressed-tensors makes of checkpoints, where octavo is not importable.
 
-    python -I transformers_consumer.py FOLDER_OF_PACKAGES CHECKPOINT...
+    python -I transformers_consumer.py CHECKPOINT...
 
 Writes `consumed.safetensors` into each checkpoint: `logits` of the tokens 3, 4, … 26 in two rows, and the weights of
 its linear layers after that forward pass; and `consumed.json`: the keys that were missing or unexpected.
@@ -24,7 +24,6 @@ class NoOctavo:
 
 
 sys.meta_path.insert(0, NoOctavo)  # type: ignore[arg-type]
-sys.path.append(sys.argv[1])
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
@@ -49,7 +48,7 @@ def consume(folder: Path) -> None:
     (folder / "consumed.json").write_text(json.dumps(keys))
 
 
-for checkpoint in sys.argv[2:]:
+for checkpoint in sys.argv[1:]:
     try:
         consume(Path(checkpoint))
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:

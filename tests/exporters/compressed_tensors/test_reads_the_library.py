@@ -48,14 +48,14 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(consumers: Path, tmp_path_factory: pytest.TempPathFactory) -> CompressedTensorsCheckpoint:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> CompressedTensorsCheckpoint:
     root = tmp_path_factory.mktemp("library")
     plain_model(torch.bfloat16).save_pretrained(root / "model")
     groups = {
         name: {"targets": [f"re:.*{name}$"], "weights": weights, "input_activations": inputs}
         for name, (weights, inputs) in FORMATS.items()
     }
-    command = [sys.executable, "-I", PROGRAM, consumers, root / "model", json.dumps(groups), root / "out"]
+    command = [sys.executable, "-I", PROGRAM, root / "model", json.dumps(groups), root / "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return CompressedTensorsCheckpoint(root / "out")

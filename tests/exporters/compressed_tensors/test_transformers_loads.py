@@ -45,11 +45,11 @@ class Export:
 
 
 @pytest.fixture(scope="module")
-def exports(consumers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     root = tmp_path_factory.mktemp("exports")
     found = {case: exported(case, root / case.replace(" ", "_")) for case in [*CASES, "tied"]}
     folders = [export.folder for export in found.values()]
-    command = [sys.executable, "-I", PROGRAM, consumers, *folders]
+    command = [sys.executable, "-I", PROGRAM, *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return found
@@ -91,11 +91,9 @@ def test_it_computes_the_same(case: str, exports: dict[str, Export]) -> None:
     assert (logits - export.logits.float()).norm() <= bound * export.logits.float().norm()
 
 
-def test_octavo_cannot_be_imported_there(consumers: Path) -> None:
+def test_octavo_cannot_be_imported_there() -> None:
     program = PROGRAM.read_text().partition("import torch")[0] + "\nimport octavo\n"
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program, consumers], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
 
     assert done.returncode == 1
     assert "octavo is not to be imported here" in done.stderr
