@@ -184,10 +184,11 @@ class InputStatistics:
     def _copied(self, rows: Tensor) -> Tensor:
         """Return a copy that lies behind those before, in memory as large as XᵀX.
 
-        What is freed there has room for the next input's XᵀX, which it has not in parts. On the CPU memory that nothing
-        was written to costs nothing, so that few rows take no more than they need; elsewhere it does.
+        What is freed there has room for the next input's XᵀX, which it has not in parts. Only where that will soon be
+        needed: memory that nothing was written to may count as used.
         """
-        if rows.device.type != "cpu":
+        is_likely_to_fill = 4 * len(rows) >= self.num_channels
+        if rows.device.type != "cpu" or (self._room is None and not is_likely_to_fill):
             return rows.clone()
         if self._room is None:
             self._room = rows.new_empty(self.num_channels, self.num_channels)
