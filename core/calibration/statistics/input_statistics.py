@@ -192,7 +192,7 @@ class InputStatistics:
             return rows.clone()
         if self._room is None:
             self._room = rows.new_empty(self.num_channels, self.num_channels)
-        part, self._room = self._room.split([len(rows), len(self._room) - len(rows)])
+        part, self._room = self._room[: len(rows)], self._room[len(rows) :]
         return part.copy_(rows)
 
     def _fold_rows(self) -> None:
