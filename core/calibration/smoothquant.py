@@ -12,12 +12,16 @@ from octavo.core.calibration.calibration import Calibration
 from octavo.core.calibration.smoothing_state import smooth
 from octavo.core.calibration.solvers.smoothing import search_smoothing, smoothquant_scale
 from octavo.core.calibration.statistics import InputStatistics, Needs
+from octavo.core.calibration.support import FAMILIES, INT
 from octavo.core.calibration.weight_problem import WeightProblem
 from octavo.core.errors import UnsupportedError
 from octavo.core.formats import PerTensor
 
 Alpha = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 HELD_TOKENS = 1024
+
+
+_OTHER_FORMATS = "not smoothed: it takes INT8 weights whose inputs are INT8 with one calibrated scale"
 
 
 class Smoothquant(Algorithm):
@@ -29,6 +33,8 @@ class Smoothquant(Algorithm):
     """
 
     method: ClassVar[str] = "smoothquant"
+    solves: ClassVar[frozenset[str]] = frozenset({INT})
+    leaves: ClassVar[frozenset[str]] = frozenset(FAMILIES) - {INT}
     alpha: Alpha | Literal["search"] = 1.0
 
     def needs(self) -> Needs:
@@ -45,6 +51,9 @@ class Smoothquant(Algorithm):
         for group in calibration.grouped():
             found = [problem for problem in group if _is_int8(problem)]
             smoothed += len(found)
+            for problem in group:
+                if problem not in found:
+                    calibration.report(problem, self.method, fallback=_OTHER_FORMATS)
             if not found or (statistics := found[0].statistics) is None:
                 continue
             if self.alpha == "search":

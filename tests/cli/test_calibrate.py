@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from helpers.cli_runner import DATA, MODEL, Run
 from helpers.exporters_models import digests
+from octavo.core.calibration.statistics.statistics import Statistics
 
 PRESETS = (
     ("INT8_DEFAULT_CFG",),
@@ -59,3 +66,29 @@ def test_what_is_refused(octavo_command: Run, tmp_path: Path) -> None:
     assert (place.code, size.code) == (5, 3)
     assert "is not empty; give another folder" in place.err
     assert "--stats-budget) 'many': expected a number of bytes" in size.err
+
+
+def test_a_batch_that_is_not_finite(octavo_command: Run, tmp_path: Path) -> None:
+    """A word whose embedding is NaN is in the second of two samples."""
+    model, data = tmp_path / "model", tmp_path / "data.jsonl"
+    shutil.copytree(MODEL, model)
+    tensors = load_file(model / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = ["Once upon a time there was a cat.", "Once upon a time there was a fox."]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    own = tokenizer.convert_tokens_to_ids("x")
+    assert [own in tokenizer(text)["input_ids"] for text in texts] == [False, True]
+    tensors["model.embed_tokens.weight"][own] = math.nan
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    command = ("calibrate", model, "--calib-data", data, "--seq-len", 16, "--batch-size", 1, "--no-gram")
+
+    refused = octavo_command(*command, "--out", tmp_path / "refused")
+    skipped = octavo_command(*command, "--skip-bad-batches", "--out", tmp_path / "skipped")
+
+    assert refused.code == 4
+    assert re.search(r"model\.layers\.0\.\S+ saw NaN or infinite values in batch 1 ", refused.err)
+    assert skipped.code == 0
+    assert "warning: 1 batches with NaN or infinite values were left out of " in skipped.err
+    batches = Statistics.load(tmp_path / "skipped").skipped_batches
+    assert len(batches) >= 35
+    assert set(map(tuple, batches.values())) == {(1,)}

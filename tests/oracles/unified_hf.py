@@ -25,6 +25,7 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "I64": np.dtype(np.int64),
 }
+_PAIRS_OF_ROWS = ("W4A16_AWQ", "W4A8_AWQ")
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
@@ -78,8 +79,12 @@ def dequantize(directory: Path, tensors: Mapping[str, Array], module: str) -> Fl
     if "NVFP4" in algorithm:
         second = tensors[f"{module}.weight_scale_2"].reshape(())
         return codes * _along_rows(scale.astype(np.float32) * second, codes.shape)
-    if algorithm == "W4A16_AWQ":
-        return codes * _along_rows(scale.astype(np.float32), codes.shape)
+    if algorithm in _PAIRS_OF_ROWS:
+        values = codes * _along_rows(scale.astype(np.float32), codes.shape)
+        if algorithm == "W4A16_AWQ":
+            return values
+        second = tensors[f"{module}.weight_scale_2"].astype(np.float32).reshape(())
+        return (values / second).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * second
     if algorithm == "FP8":
         return codes * scale.astype(np.float32).reshape(())
     if algorithm in ("FP8_PER_CHANNEL_PER_TOKEN", "W8A8_SQ_PER_CHANNEL", "W8A16"):
@@ -100,7 +105,7 @@ def _codes(algorithm: str, weight: Array) -> Floats:
     if weight.dtype != np.uint8:
         return weight.astype(np.float32)
     low, high = weight & 0xF, weight >> 4
-    if algorithm == "W4A16_AWQ":  # byte [j, i] holds rows 2j and 2j + 1
+    if algorithm in _PAIRS_OF_ROWS:  # byte [j, i] holds rows 2j and 2j + 1
         nibbles = np.empty((2 * weight.shape[0], weight.shape[1]), np.float32)
         nibbles[0::2], nibbles[1::2] = low, high
         return nibbles - 16 * (nibbles > 7)

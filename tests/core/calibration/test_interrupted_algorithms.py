@@ -9,6 +9,7 @@ import pytest
 import octavo
 from helpers.calibration_snapshot import snapshot
 from helpers.tiny import tiny_llama, token_batches
+from octavo.core.calibration import mse
 from octavo.core.calibration.algorithms import ALGORITHMS
 from octavo.core.calibration.calibration import Calibration
 
@@ -35,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def test_every_algorithm_is_a_case() -> None:
     assert set(PRESETS) == set(ALGORITHMS) - {"max", "mse"}, (
-        "these choose scales alone, which go with the quantizers"
+        "max and mse choose scales alone, which go with the quantizers, and tests of their own interrupt these"
     )
 
 
@@ -56,5 +57,27 @@ def test_the_model_is_as_it_was(method: str, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt):
         octavo.quantize(model, config, token_batches(), quiet=True)
 
+    assert snapshot(model) == before
+    assert octavo.history(model) == ()
+
+
+def test_a_search_of_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, searched = tiny_llama(num_hidden_layers=1), 0
+    before, search = snapshot(model), mse.best_amax
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal searched
+        searched += 1
+        if searched == 3:
+            raise KeyboardInterrupt
+        return search(*args)
+
+    monkeypatch.setattr(mse, "best_amax", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        octavo.quantize(
+            model, {**octavo.preset("INT8_DEFAULT_CFG"), "algorithm": "mse"}, token_batches(), quiet=True
+        )
+
+    assert searched == 3
     assert snapshot(model) == before
     assert octavo.history(model) == ()

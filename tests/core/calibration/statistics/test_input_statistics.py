@@ -127,3 +127,17 @@ def test_kept_tokens_are_copies() -> None:
     x.mul_(2)  # as a layer that works in place would
 
     assert torch.equal(found.gram(), torch.full((6, 6), 2.0))
+
+
+def test_what_grows_out_of_kept_tokens_leaves_these_alone() -> None:
+    first, second, third = batches([2, 1, 1])
+    whole = seen([first])
+    narrowed = whole.narrowed(EVERYTHING, torch.device("cpu"))
+
+    whole.add(second)
+    narrowed.add(third)
+
+    for found, other in ((whole, second), (narrowed, third)):
+        x = torch.cat([first[0], other[0]])
+        assert torch.equal(torch.cat(list(found.product().tokens)), x)
+        torch.testing.assert_close(found.gram(), x.T @ x)
