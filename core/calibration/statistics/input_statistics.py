@@ -11,6 +11,7 @@ from octavo.core.calibration.statistics.needs import Needs
 from octavo.core.calibration.statistics.symmetric_sum import add_upper, copy_upper
 
 SUMS = ("amax", "abs_sum", "abs_mean_sum", "square_sum")  # one number for each channel
+_FEW_BATCHES = 4
 
 
 class InputStatistics:
@@ -43,7 +44,6 @@ class InputStatistics:
         self._gram: Tensor | None = None
         self._is_whole = True  # `_gram` below its diagonal, too
         self._rows: list[Tensor] = []  # the tokens in place of `_gram`: no more than it has rows
-        self._room: Tensor | None = None  # where the next of these go
 
     @property
     def num_channels(self) -> int:
@@ -111,7 +111,7 @@ class InputStatistics:
         self._is_whole = True
         device = self.amax.device
         self._gram = None if gram is None else gram.to(device, copy=True)  # it grows in place
-        self._rows, self._room = [part.to(device) for part in rows], None
+        self._rows = [part.to(device) for part in rows]
 
     def merge(self, other: InputStatistics) -> None:
         """Take in what was seen of another shard of the data; maxima merge exactly, sums to rounding."""
@@ -141,7 +141,7 @@ class InputStatistics:
         self.held.scale_channels(factor)
         if self._gram is not None:
             self._gram = self._gram * factor * factor[:, None]
-        self._rows, self._room = [rows * factor for rows in self._rows], None
+        self._rows = [rows * factor for rows in self._rows]
         self.block_amax_counts = torch.zeros_like(
             self.block_amax_counts
         )  # cannot be known without the tokens
@@ -172,28 +172,17 @@ class InputStatistics:
         return InputProduct(gram, tuple(rows))
 
     def _add_rows(self, rows: Tensor) -> None:
-        """Keep rows while they take no more memory than XᵀX does: experts that see few tokens need no more."""
-        if self._gram is None and sum(map(len, self._rows)) + len(rows) <= self.num_channels:
-            self._rows.append(
-                self._copied(rows)
-            )  # a view would keep all of the activation, and follow its changes
+        """Keep rows while they take no more memory than XᵀX does: experts that see few tokens need no more.
+
+        Not where a few such batches fill it: what is freed in parts has no room for the next input's XᵀX.
+        """
+        num_kept = sum(map(len, self._rows)) + len(rows)
+        fills_soon = not self._rows and _FEW_BATCHES * len(rows) >= self.num_channels
+        if self._gram is None and num_kept <= self.num_channels and not fills_soon:
+            self._rows.append(rows.clone())  # a view would keep all of the activation, and follow its changes
             return
         self._rows.append(rows)
         self._fold_rows()
-
-    def _copied(self, rows: Tensor) -> Tensor:
-        """Return a copy that lies behind those before, in memory as large as XᵀX.
-
-        What is freed there has room for the next input's XᵀX, which it has not in parts. Only where that will soon be
-        needed: memory that nothing was written to may count as used.
-        """
-        is_likely_to_fill = 4 * len(rows) >= self.num_channels
-        if rows.device.type != "cpu" or (self._room is None and not is_likely_to_fill):
-            return rows.clone()
-        if self._room is None:
-            self._room = rows.new_empty(self.num_channels, self.num_channels)
-        part, self._room = self._room[: len(rows)], self._room[len(rows) :]
-        return part.copy_(rows)
 
     def _fold_rows(self) -> None:
         for rows in self._rows:
@@ -201,4 +190,4 @@ class InputStatistics:
                 self._gram = rows.new_zeros(self.num_channels, self.num_channels)
             add_upper(self._gram, rows)
             self._is_whole = False
-        self._rows, self._room = [], None
+        self._rows = []
