@@ -21,7 +21,7 @@ from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.smoothing_fold import fold_smoothing, format_of
 from octavo.core.errors import ConfigError, ModeError
 from octavo.core.formats import PerTensor, QuantSpec
-from octavo.core.model.exporter import Dialect, GroupingDialect
+from octavo.core.model.exporter import Dialect, GroupingDialect, InputDialect
 from octavo.core.model.targets import check_target
 from octavo.core.modes.record import last_record
 from octavo.core.modules import QuantExperts, QuantModule, quantized_layers, tensor_quantizers
@@ -203,6 +203,8 @@ def _apply(
         groups = dialect.groups(model, groups)
     folded = fold_smoothing(model, dialect, groups, originals)
     _respecify_weights(model, dialect)
+    if isinstance(dialect, InputDialect):
+        _respecify_inputs(model, dialect)
     _share_scales(model, dialect, groups)
     _share_in_stacks(model, dialect)
     _fit_weight_scales(model, dialect)
@@ -228,6 +230,14 @@ def _respecify_weights(model: nn.Module, dialect: Dialect) -> None:
                 then = () if layer_format.then is None else (layer_format.then,)
                 spec = dialect.weight_spec(calibrated or layer_format.weight, layer_format.inputs, *then)
                 first.respecify(spec.stacked() if slot.is_stacked and not spec.is_stacked else spec)
+
+
+def _respecify_inputs(model: nn.Module, dialect: InputDialect) -> None:
+    for _, layer in quantized_layers(model):
+        for name in {slot.inputs for slot in layer.weight_slots()}:
+            stage = _stage(layer, name)
+            if stage is not None and stage.spec is not None:
+                stage.respecify(dialect.input_spec(stage.spec))
 
 
 def _share_scales(model: nn.Module, dialect: Dialect, groups: Iterable[Iterable[str]]) -> None:

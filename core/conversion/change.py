@@ -27,6 +27,7 @@ class Change:
         steps: Largest change of a value, in steps between codes.
         scales: Largest change of a scale, as a share of it.
         num_codes: Number of its codes; 0 for an activation, which has scales only.
+        rule: How an activation will be rounded where that is another rule, else empty.
     """
 
     name: str
@@ -34,9 +35,12 @@ class Change:
     steps: float
     scales: float
     num_codes: int = 0
+    rule: str = ""
 
     def __str__(self) -> str:
         """Return a sentence."""
+        if self.rule:
+            return f"{self.name}: rounded as {self.rule}"
         if not self.num_codes:
             return f"{self.name}: its scale by {self.scales:.2g}"
         return (

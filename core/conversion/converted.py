@@ -14,7 +14,7 @@ from octavo.core.conversion.numbers import in_dialect
 from octavo.core.conversion.survey import Survey, SurveyedWeight, layer_name
 from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_source import PackedWeight
-from octavo.core.model.exporter import Dialect, InputState, LayerFormat, QuantizedCheckpoint
+from octavo.core.model.exporter import Dialect, InputDialect, InputState, LayerFormat, QuantizedCheckpoint
 from octavo.core.model.fused import joined_by_name
 from octavo.core.model.stored_weight import part_name
 from octavo.core.packed import PackedChain, PackedTensor
@@ -46,7 +46,11 @@ class ConvertedCheckpoint:
         self.folded: set[str] = set()
         self._specs = {name: _stored_spec(weight, dialect) for name, weight in survey.weights.items()}
         self.layers: dict[str, LayerFormat] = {
-            name: replace(weight.layer, weight=self._specs[name].unstacked())
+            name: replace(
+                weight.layer,
+                weight=self._specs[name].unstacked(),
+                inputs=None if weight.layer.inputs is None else self._input_spec(weight.layer.inputs),
+            )
             for name, weight in survey.weights.items()
         }
         self._shared = self._shared_states()
@@ -99,11 +103,20 @@ class ConvertedCheckpoint:
             shared |= dict.fromkeys(group, largest)
         return shared
 
+    def _input_spec(self, spec: QuantSpec) -> QuantSpec:
+        return self._dialect.input_spec(spec) if isinstance(self._dialect, InputDialect) else spec
+
     def _recovered(self, name: str, found: InputState) -> InputState:
-        """Return what quantizes an activation, with the scale that a reader of the dialect recovers."""
-        if found.spec is None or not found.state:
+        """Return what quantizes an activation, with the format and the scale that a reader of the dialect recovers."""
+        if found.spec is None:
             return found
-        state = self._dialect.activation_state(name.rpartition(".")[2], found.spec, found.state)
+        spec = self._input_spec(found.spec) if name.endswith("input_quantizer") else found.spec
+        if spec != found.spec:
+            self.changes.append(Change(name, 0.0, 0.0, 0.0, rule=f"{spec}, not {found.spec}"))
+            found = replace(found, spec=spec)
+        if not found.state:
+            return found
+        state = self._dialect.activation_state(name.rpartition(".")[2], spec, found.state)
         moved = [relative_change(tensor, state[part]) for part, tensor in found.state.items()]
         if any(moved):
             self.changes.append(Change(name, 0.0, 0.0, max(moved)))

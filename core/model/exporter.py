@@ -172,6 +172,14 @@ class GroupingDialect(Protocol):
         """
 
 
+@runtime_checkable
+class InputDialect(Protocol):
+    """A dialect whose readers round some inputs by a rule of their own; for others inputs keep their formats."""
+
+    def input_spec(self, spec: QuantSpec) -> QuantSpec:
+        """Return the format in which readers round an input that was calibrated as `spec`; its state is the same."""
+
+
 class Exporter(Protocol):
     """One checkpoint format: writes a quantized model and reads it back.
 

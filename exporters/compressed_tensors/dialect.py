@@ -14,6 +14,7 @@ from octavo.core.model.activation_scales import scale_from_state, state_from_sca
 from octavo.core.model.exporter import LayerFormat, SmoothingFolds
 from octavo.core.modules import QuantAttention, QuantModule
 from octavo.exporters.compressed_tensors.divisors import stored_maximum
+from octavo.exporters.compressed_tensors.strategies import as_input
 
 CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 
@@ -28,6 +29,10 @@ class CompressedTensorsDialect:
     ) -> QuantSpec:
         """Return the format in which a weight calibrated as `weight` is stored."""
         return weight if weight.scale == "e8m0" else replace(weight, arithmetic="divide")
+
+    def input_spec(self, spec: QuantSpec) -> QuantSpec:
+        """Return the format in which readers round an input; see `strategies.as_input`."""
+        return as_input(spec)
 
     def weight_state(
         self, spec: QuantSpec, state: dict[str, Tensor], dtype: torch.dtype

@@ -15,7 +15,7 @@ from octavo.core.model.exporter import LayerFormat
 from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
 from octavo.exporters.compressed_tensors.formats import formats_for
 from octavo.exporters.compressed_tensors.metadata import FP8_CACHE, LINEAR, METHOD, MIXED, Group
-from octavo.exporters.compressed_tensors.strategies import spec_from_arguments
+from octavo.exporters.compressed_tensors.strategies import as_input, spec_from_arguments
 
 _PATTERN = "re:"
 _STATUS = "compressed"
@@ -110,7 +110,7 @@ def _group(group: object, common: str | None, file: Path) -> Group:
     weight = spec_from_arguments(group["weights"], f"{file}: weights")
     layer = LayerFormat(
         CompressedTensorsDialect().weight_spec(weight, None),
-        spec_from_arguments(inputs, f"{file}: input_activations") if inputs else None,
+        as_input(spec_from_arguments(inputs, f"{file}: input_activations")) if inputs else None,
         zero_points=not group["weights"].get("symmetric", True),
     )
     name = group.get("format") or common

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from octavo.core.errors import CheckpointError
@@ -44,6 +45,13 @@ def strategy(spec: QuantSpec) -> str:
     if spec.scale == "e8m0":
         return "mx" if length == _MX_LENGTH else str(spec)
     return "nvfp4" if granularity == NVFP4.granularity and spec.element == NVFP4.element else str(spec)
+
+
+def as_input(spec: QuantSpec) -> QuantSpec:
+    """Return the format in which the library rounds an input: MXFP4 by `even` powers of two, MXFP8 by `ceil`."""
+    if strategy(spec) != "mx":
+        return spec
+    return replace(spec, scale_rounding="even" if spec.element == "e2m1" else "ceil")
 
 
 def has_block_scales(spec: QuantSpec) -> bool:

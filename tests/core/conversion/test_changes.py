@@ -126,3 +126,16 @@ def _again(source: Path, out: Path) -> Path:
     """Convert what suits the target already, for which nothing is left to change."""
     assert octavo.convert_checkpoint(source, out, target="vllm", quiet=True).changes == ()
     return out
+
+
+def test_a_rule_of_the_readers_for_inputs_is_a_change(tmp_path: Path) -> None:
+    source = exported("MXFP4_DEFAULT_CFG", tmp_path / "unified")
+    rule = r"down_proj\.input_quantizer: rounded as e2m1 block\{-1:32\} e8m0 even dynamic, not e2m1 block\{-1:32\} e8m0"
+    with pytest.raises(ExportError, match=rule):
+        octavo.convert_checkpoint(source, tmp_path / "out", dialect="compressed_tensors", quiet=True)
+
+    report = converted(source, tmp_path / "out")
+
+    assert {(change.codes, change.steps, change.scales) for change in report.changes} == {(0, 0, 0)}
+    states = octavo.plugins().exporter("compressed_tensors").open(tmp_path / "out").activations()
+    assert {str(state.spec) for state in states.values()} == {"e2m1 block{-1:32} e8m0 even dynamic"}

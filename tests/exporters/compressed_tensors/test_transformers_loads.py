@@ -29,7 +29,7 @@ PROGRAM = Path(__file__).parents[2] / "helpers" / "transformers_consumer.py"
 IDS = torch.arange(3, 27).reshape(2, 12)
 EXACT, SUMS, DYNAMIC_INT8 = 0.0, 1e-6, 0.02
 BF16 = {
-    "NVFP4": 0.1, "NVFP4 weights": EXACT, "MXFP4": 0.2, "MXFP4 weights": EXACT, "MXFP4 FP8": 0.08, "MXFP6": EXACT,
+    "NVFP4": 0.1, "NVFP4 weights": EXACT, "MXFP4": 0.02, "MXFP4 weights": EXACT, "MXFP4 FP8": 0.08, "MXFP6": EXACT,
     "MXFP8": EXACT, "MXFP8 weights": EXACT, "mixture": 0.1,
 }  # fmt: skip
 FLOAT32 = {"INT8 dynamic": DYNAMIC_INT8, "INT8 tensor dynamic": DYNAMIC_INT8, "W4A8": DYNAMIC_INT8}
