@@ -9,9 +9,10 @@ from octavo.core.model.description import ModelDescription
 ATTENTION_ROLES, GATED_ROLES = ("attention.q", "attention.k", "attention.v"), ("mlp.gate", "mlp.up")
 FUSED_ROLES = (ATTENTION_ROLES, GATED_ROLES)
 # The same as checkpoints name them, where no model says what its layers are.
+_ATTENTION_NAMES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
+QUERY_NAMES = tuple(names[0] for names in _ATTENTION_NAMES)
 FUSED_NAMES = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
+    *_ATTENTION_NAMES,
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
     ("wi_0", "wi_1"),
