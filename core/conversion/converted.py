@@ -24,7 +24,7 @@ from octavo.core.model.exporter import (
     NamedCheckpoint,
     QuantizedCheckpoint,
 )
-from octavo.core.model.fused import joined_by_name
+from octavo.core.model.fused import experts_by_name, joined_by_name
 from octavo.core.model.stored_weight import part_name
 from octavo.core.packed import PackedAffine, PackedChain, PackedTensor
 
@@ -63,7 +63,8 @@ class ConvertedCheckpoint:
         self._shared = self._shared_states()
         activations = survey.activations
         if isinstance(dialect, JoiningDialect):
-            activations = joined_inputs(activations, self._groups)
+            groups = [*self._groups, *experts_by_name(self._specs)]
+            activations = joined_inputs(activations, groups)
         self._inputs = {name: self._recovered(name, state) for name, state in activations.items()}
         self._caches = {name: self._recovered(name, state) for name, state in survey.caches.items()}
 
@@ -142,11 +143,15 @@ class ConvertedCheckpoint:
         return shared
 
     def _recovered(self, name: str, found: InputState) -> InputState:
-        """Return what quantizes an activation, with the scale that a reader of the dialect recovers."""
+        """Return what quantizes an activation, with the scale that a reader of the dialect recovers.
+
+        How far it is from the one in the checkpoint that is read is noted.
+        """
         if found.spec is None or not found.state:
             return found
         state = self._dialect.activation_state(name.rpartition(".")[2], found.spec, found.state)
-        moved = [relative_change(tensor, state[part]) for part, tensor in found.state.items()]
+        stored = self._survey.activations.get(name, found).state
+        moved = [relative_change(tensor, state[part]) for part, tensor in stored.items()]
         if any(moved):
             self.changes.append(Change(name, 0.0, 0.0, max(moved)))
         return replace(found, state=state)

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.core.errors import CheckpointError, listed
-from octavo.core.model.expert_layout import layout_in_files
 from octavo.core.model.exporter import InputState, QuantizedCheckpoint
+from octavo.core.model.skeleton import Skeleton
 from octavo.core.packed import PackedAffine, PackedChain, PackedTensor
-from octavo.core.plugins import plugins
 
 
 class FittedCheckpoint:
@@ -29,11 +27,11 @@ class FittedCheckpoint:
     def __init__(self, checkpoint: QuantizedCheckpoint, config: Path) -> None:
         self._checkpoint, self._config = checkpoint, config
         self.directory, self.dtype, self.layers = checkpoint.directory, checkpoint.dtype, checkpoint.layers
-        with torch.device("meta"):
-            model = plugins().build_model(config, checkpoint.dtype, False)
-        layout = layout_in_files(model, lambda matrix: matrix.removesuffix(".weight") in self.layers)
-        state = model.state_dict()
-        self._shapes = {name: place.of(state[place.name]).shape for name, place in layout.places().items()}
+        layers = checkpoint.layers
+        self._skeleton = Skeleton.of(
+            config, checkpoint.dtype, lambda matrix: matrix.removesuffix(".weight") in layers
+        )
+        self._shapes = self._skeleton.shapes()
 
     def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor | PackedChain | PackedAffine]]:
         """Yield every parameter by name, in the model's shape.
@@ -62,16 +60,15 @@ class FittedCheckpoint:
         """Refuse a checkpoint whose tensors are called `names` where the model has more.
 
         Raises:
-            CheckpointError: the model has more parameters than the token embedding that may be its head.
+            CheckpointError: the model has others; they are named.
         """
-        missing = sorted(self._shapes.keys() - names)
-        if missing:
+        if missing := self._skeleton.missing(names):
             raise CheckpointError(f"{self._differs()}: {listed(missing)} are missing")
 
     def _fitted(
         self, name: str, value: Tensor | PackedTensor | PackedChain | PackedAffine
     ) -> Tensor | PackedTensor | PackedChain | PackedAffine:
-        found, expected = _shape(value), tuple(self._shapes[name])
+        found, expected = _shape(value), self._shapes[name]
         if found == expected:
             return value
         is_padded = isinstance(value, Tensor) and found[1:] == expected[1:] and found[:1] > expected[:1]

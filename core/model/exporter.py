@@ -193,7 +193,10 @@ class GroupingDialect(Protocol):
 
 @runtime_checkable
 class JoiningDialect(Protocol):
-    """A dialect whose checkpoints hold some layers as one; others hold every layer of the framework's files."""
+    """A dialect whose checkpoints hold some layers as one, and the experts of a layer; others hold every layer alone.
+
+    What is done to the input of such layers is the same for all.
+    """
 
     def joins(self, names: Sequence[str], layers: Sequence[LayerFormat]) -> bool:
         """Return whether layers that engines join have one scale for all, of weights and of inputs.

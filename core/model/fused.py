@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from octavo.core.model.description import ModelDescription
@@ -17,6 +18,7 @@ FUSED_NAMES = (
     ("w1", "w3"),
     ("wi_0", "wi_1"),
 )
+_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.\d+\.(?P<own>\w+)")
 
 
 def fused_groups(
@@ -49,3 +51,13 @@ def joined_by_name(names: Iterable[str]) -> list[tuple[str, ...]]:
         if len(members) > 1:
             groups.append(members)
     return groups
+
+
+def experts_by_name(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the groups of layers that have one input in all experts, by what such layers are called in checkpoints."""
+    first = {own: group[0] for group in FUSED_NAMES for own in group}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(names):
+        if expert := _EXPERT.fullmatch(name):
+            found.setdefault((expert["experts"], first.get(expert["own"], expert["own"])), []).append(name)
+    return list(map(tuple, found.values()))

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from octavo.core.errors import ExportError, listed
+from octavo.core.errors import CheckpointError, ExportError, listed
 from octavo.core.model.checkpoint_source import NamedSource
-from octavo.core.model.description import ModelDescription
-from octavo.core.model.expert_layout import layout_in_files
 from octavo.core.model.shard_reader import read_json
-from octavo.core.plugins import plugins
+from octavo.core.model.skeleton import Skeleton
 from octavo.exporters.tensorrt_llm.checkpoint import Checkpoint
 from octavo.exporters.tensorrt_llm.checkpoint_weights import CheckpointWeights
 from octavo.exporters.tensorrt_llm.families import family_for
@@ -31,7 +27,7 @@ def write_converted(source: NamedSource, folder: Path, layout: Layout) -> tuple[
     Raises:
         ExportError: the model's type is unknown, a format has no place in this dialect, the model cannot be divided
             so, or the checkpoint has tensors that such checkpoints do not hold; they are named.
-        CheckpointError: what was written does not read back.
+        CheckpointError: tensors of the model are missing, or what was written does not read back.
     """
     if source.dtype not in DTYPES:
         raise ExportError(
@@ -41,7 +37,11 @@ def write_converted(source: NamedSource, folder: Path, layout: Layout) -> tuple[
         )
     config = read_json(folder / CONFIG_FILE)
     family = family_for(config, None)
-    weights, description = _described(source, folder, config)
+    skeleton = Skeleton.of(folder, source.dtype, lambda matrix: matrix in source.names)
+    if missing := skeleton.missing(source.names):
+        raise CheckpointError(f"the checkpoint lacks tensors of its model: {listed(missing)}; copy it again")
+    weights = CheckpointWeights(source, skeleton.layout, config)
+    description = describe(skeleton.model).renamed(weights.modules)
     checkpoint = Checkpoint(weights, description, family, source.dtype, weights.cache_format, False)
     written = write_checkpoint(checkpoint, folder, layout)
     if left := weights.left():
@@ -50,14 +50,3 @@ def write_converted(source: NamedSource, folder: Path, layout: Layout) -> tuple[
             f"tensors of the checkpoint: {listed(left)}; convert it to unified_hf, which holds any tensor"
         )
     return written
-
-
-def _described(
-    source: NamedSource, folder: Path, config: dict[str, object]
-) -> tuple[CheckpointWeights, ModelDescription]:
-    """Return the tensors, and the model in canonical roles under the names that the tensors have."""
-    with torch.device("meta"):
-        skeleton = plugins().build_model(folder, source.dtype, False)
-    layout = layout_in_files(skeleton, lambda matrix: matrix in source.names)
-    weights = CheckpointWeights(source, layout, config)
-    return weights, describe(skeleton).renamed(weights.modules)
