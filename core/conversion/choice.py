@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from octavo.core.conversion.survey import Survey
 from octavo.core.errors import ConfigError, ExportError
 from octavo.core.formats import QuantSpec
-from octavo.core.model.checkpoint_source import SourceExporter
+from octavo.core.model.checkpoint_source import RankedExporter, Ranks, SourceExporter
 from octavo.core.model.exporter import Dialect
 from octavo.core.model.fused import joined_by_name
 from octavo.core.model.targets import ServedLayer, best_serving, serving
@@ -31,13 +31,13 @@ class Choice:
     unknown: tuple[str, ...] = ()
 
 
-def check_asked(dialect: str | None, target: str | None) -> None:
+def check_asked(dialect: str | None, target: str | None, ranks: Ranks) -> None:
     """Refuse what names no place to go, before anything is read.
 
     Raises:
         ConfigError: neither a dialect nor a target is given.
         PluginError: no exporter has that name.
-        ExportError: the exporter only reads, or writes models only.
+        ExportError: the exporter only reads, writes models only, or does not divide its checkpoints over such ranks.
     """
     if dialect is None and target is None:
         known = ", ".join(_writer_names())
@@ -45,10 +45,10 @@ def check_asked(dialect: str | None, target: str | None) -> None:
             f"give a dialect to convert to (--to: {known}), or the engine to serve it (--target)"
         )
     if dialect is not None:
-        _writer(dialect)
+        _writer(dialect, ranks)
 
 
-def chosen(survey: Survey, dialect: str | None, target: str | None) -> Choice:
+def chosen(survey: Survey, dialect: str | None, target: str | None, ranks: Ranks) -> Choice:
     """Return where a conversion goes; arguments as in `check_asked`.
 
     Raises:
@@ -57,7 +57,7 @@ def chosen(survey: Survey, dialect: str | None, target: str | None) -> Choice:
     """
     if target is None:
         name = str(dialect)
-        return Choice(name, _writer(name), plugins().exporter(name).dialect)
+        return Choice(name, _writer(name, ranks), plugins().exporter(name).dialect)
     layers = served_layers(survey)
     found = best_serving(layers, target)  # it checks the target's name, too
     if dialect is not None:
@@ -65,7 +65,7 @@ def chosen(survey: Survey, dialect: str | None, target: str | None) -> Choice:
     if found.status == "refused":
         raise ExportError("; ".join(found.sentences("refused")))
     numbers = plugins().exporter(found.exporter).dialect_for(target)
-    return Choice(found.exporter, _writer(found.exporter), numbers, tuple(found.sentences("unknown")))
+    return Choice(found.exporter, _writer(found.exporter, ranks), numbers, tuple(found.sentences("unknown")))
 
 
 def served_layers(survey: Survey) -> dict[str, ServedLayer]:
@@ -84,12 +84,19 @@ def served_layers(survey: Survey) -> dict[str, ServedLayer]:
     return layers
 
 
-def _writer(name: str) -> SourceExporter:
+def _writer(name: str, ranks: Ranks) -> SourceExporter:
     exporter = plugins().exporter(name)
     if not isinstance(exporter, SourceExporter):
         raise ExportError(
             f"checkpoints are not converted into {name}, which is read, or written from models, only; "
             f"give one of {', '.join(_writer_names())}"
+        )
+    if isinstance(exporter, RankedExporter):
+        return exporter.for_ranks(ranks)
+    if ranks != Ranks():
+        raise ExportError(
+            f"checkpoints of {name} are not divided over ranks, their engines divide them when they load them; leave "
+            f"tp, pp and ep out, found {ranks.tp}, {ranks.pp} and {ranks.ep}"
         )
     return exporter
 

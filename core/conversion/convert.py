@@ -10,12 +10,15 @@ from pathlib import Path
 from octavo.core.console import say
 from octavo.core.conversion.change import Change, share_of_codes
 from octavo.core.conversion.choice import check_asked, chosen
-from octavo.core.conversion.companions import copy_companions
+from octavo.core.conversion.companions import check_config, copy_companions
 from octavo.core.conversion.converted import ConvertedCheckpoint
-from octavo.core.conversion.survey import survey
+from octavo.core.conversion.fitted import FittedCheckpoint
+from octavo.core.conversion.survey import Survey, survey
 from octavo.core.errors import CheckpointError, ConfigError, ExportError, listed
 from octavo.core.evaluation.read_back import exporter_of
 from octavo.core.model.atomic_folder import atomic_folder, check_place
+from octavo.core.model.checkpoint_source import Ranks
+from octavo.core.model.exporter import Exporter, OwnConfigExporter, QuantizedCheckpoint
 from octavo.core.model.shards import check_shard_limit
 
 RECORD_FILE = "octavo_conversion.json"
@@ -55,6 +58,10 @@ def convert_checkpoint(
     overwrite: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     quiet: bool = False,
+    tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
+    config: str | Path | None = None,
 ) -> ConversionReport:
     """Write a quantized checkpoint in another dialect; config, tokenizer and other files beside it are copied.
 
@@ -65,24 +72,29 @@ def convert_checkpoint(
     Args:
         source: A quantized checkpoint of any dialect that an installed exporter reads.
         export_dir: A new or empty folder, neither in `source` nor around it.
-        dialect: Name of an exporter: `unified_hf`, `compressed_tensors`.
+        dialect: Name of an exporter: `unified_hf`, `compressed_tensors`, `tensorrt_llm`.
         target: Engine that will serve it: `vllm`, `sglang`, `trtllm` or `transformers`. Its numbers are written, and
             its best dialect if none is given.
         lossy: Write the nearest numbers where the dialect cannot hold the exact ones.
         overwrite: Replace a folder that Octavo wrote.
         max_shard_bytes: Start a new shard rather than exceed this.
         quiet: Print no warnings; they are in the report.
+        tp: Ranks that divide each layer of a TensorRT-LLM checkpoint, which has a file for each rank.
+        pp: Its stages of consecutive blocks.
+        ep: Groups of the ranks of a stage that divide the experts of a layer.
+        config: Folder of the original model, whose config, tokenizer and code are copied, where `source` has none:
+            for a TensorRT-LLM checkpoint. Its weights are not read.
 
     Raises:
         ConfigError: neither a dialect nor a target is given, the target is unknown, the folders are in each other,
-            or the checkpoint is in this dialect already.
+            the checkpoint is in this dialect already, or it has no config of its model and `config` is missing.
         PluginError: the dialect is unknown.
-        CheckpointError: `source` is no quantized checkpoint, or is damaged.
+        CheckpointError: `source` is no quantized checkpoint, is damaged, or not one of the model of `config`.
         ExportError: a format has no place in the dialect, the target refuses it, numbers would change and `lossy` is
-            off, or the folder cannot be written.
+            off, the model cannot be divided over the ranks, or the folder cannot be written.
     """
-    source, export_dir = Path(source), Path(export_dir)
-    check_asked(dialect, target)
+    source, export_dir, ranks = Path(source), Path(export_dir), Ranks(tp, pp, ep)
+    check_asked(dialect, target, ranks)
     check_shard_limit(max_shard_bytes)
     _check_apart(source, export_dir)
     check_place(export_dir.resolve(), overwrite)
@@ -91,14 +103,12 @@ def convert_checkpoint(
         raise ConfigError(
             f"{source} is in the dialect {dialect} already; give another one, or a target whose numbers it should get"
         )
-    checkpoint = reader.open(source)
-    found = survey(checkpoint)
-    if not found.weights and found.cache is None:
-        raise CheckpointError(f"{source} has nothing to convert: no layer of it is quantized, nor its cache")
-    choice = chosen(found, dialect, target)
+    given = None if config is None else Path(config)
+    checkpoint, found = _opened(reader, source, given)
+    choice = chosen(found, dialect, target, ranks)
     converted = ConvertedCheckpoint(checkpoint, found, choice.dialect)
     with atomic_folder(export_dir, overwrite) as folder:
-        copy_companions(source, folder)
+        copy_companions(given or source, folder, None if given is None else checkpoint.dtype)
         num_tensors, num_bytes = choice.exporter.write(converted, folder, max_shard_bytes, target)
         changes = sorted(converted.changes, key=lambda c: (c.codes, c.steps, c.scales), reverse=True)
         report = ConversionReport(
@@ -116,6 +126,21 @@ def convert_checkpoint(
     for warning in (*report.warnings, *_sentences(report)):
         say(f"warning: {warning}", quiet)
     return report
+
+
+def _opened(reader: Exporter, source: Path, config: Path | None) -> tuple[QuantizedCheckpoint, Survey]:
+    """Open a checkpoint and look at it once; one without a config of its model is held against that of `config`."""
+    checkpoint = reader.open(source)
+    check_config(source, isinstance(reader, OwnConfigExporter), config)
+    if config is None:
+        found = survey(checkpoint)
+    else:
+        checkpoint = fitted = FittedCheckpoint(checkpoint, config)
+        found = survey(fitted)
+        fitted.check_complete(found.names)
+    if not found.weights and found.cache is None:
+        raise CheckpointError(f"{source} has nothing to convert: no layer of it is quantized, nor its cache")
+    return checkpoint, found
 
 
 def _check_apart(source: Path, export_dir: Path) -> None:

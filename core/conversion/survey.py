@@ -37,6 +37,7 @@ class Survey:
     """What a checkpoint holds.
 
     Attributes:
+        names: Names of all tensors; of quantized weights those of the codes.
         weights: The quantized weights, by layer; stacks by tensor.
         modules: Modules that have tensors.
         excluded: Layers with weights that are not quantized.
@@ -45,6 +46,7 @@ class Survey:
         cache: Format of keys and values, or None.
     """
 
+    names: set[str] = field(default_factory=set)
     weights: dict[str, SurveyedWeight] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
     excluded: list[str] = field(default_factory=list)
@@ -63,10 +65,12 @@ def survey(checkpoint: QuantizedCheckpoint) -> Survey:
     weights: dict[str, SurveyedWeight] = {}
     excluded: set[str] = set()
     modules: set[str] = set()
+    names: set[str] = set()
     affine: list[str] = []
     for name, value in checkpoint.tensors():
         module, _, last = name.rpartition(".")
         modules.add(module)
+        names.add(name)
         if isinstance(value, PackedAffine):
             affine.append(layer_name(name))
         elif not isinstance(value, Tensor):
@@ -87,6 +91,7 @@ def survey(checkpoint: QuantizedCheckpoint) -> Survey:
     without_scales = checkpoint.cache_without_scales()
     formats = [state.spec for state in (*caches.values(), *without_scales.values())]
     return Survey(
+        names,
         weights,
         modules,
         sorted(excluded | _said_to_be_excluded(checkpoint, weights)),

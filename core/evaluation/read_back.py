@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.layer_records import attach_described, describe_quantizers
 from octavo.core.errors import CheckpointError, listed
-from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
-from octavo.core.model.expert_layout import with_experts_apart
+from octavo.core.model.checkpoint_layout import Place
+from octavo.core.model.expert_layout import layout_in_files
 from octavo.core.model.exporter import Exporter, InputState, QuantizedCheckpoint
 from octavo.core.model.module_names import module_names
 from octavo.core.modes.record import ModeRecord, set_history
@@ -50,7 +50,8 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
         CheckpointError, UnsupportedError: as in `load_quantized`.
     """
     stored = checkpoint.activations()
-    places = _layout(model, checkpoint).places()
+    layers = checkpoint.layers
+    places = layout_in_files(model, lambda matrix: matrix.removesuffix(".weight") in layers).places()
     _load_weights(model, checkpoint, places)
     activations = _activations_of(model, checkpoint, stored, places)
     attach_described(model, _described(model, activations))
@@ -68,14 +69,6 @@ def fill_model(model: nn.Module, checkpoint: QuantizedCheckpoint) -> nn.Module:
     state = {"layers": describe_quantizers(model), "same_input": []}
     set_history(model, (ModeRecord("quantize", 1, {"checkpoint": str(checkpoint.directory)}, state),))
     return model
-
-
-def _layout(model: nn.Module, checkpoint: QuantizedCheckpoint) -> CheckpointLayout:
-    layout = plugins().checkpoint_layout(model, list(model.state_dict()))
-    experts = plugins().expert_layers(model)
-    return with_experts_apart(
-        layout, model, experts, lambda _, matrix: matrix.removesuffix(".weight") in checkpoint.layers
-    )
 
 
 def exporter_of(directory: Path) -> Exporter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -70,12 +70,47 @@ class CheckpointSource(Protocol):
         """Return what quantizes keys and values, by the quantizer's full name, where there are scales or biases."""
 
 
+class NamedSource(CheckpointSource, Protocol):
+    """A source whose tensors can be asked for by name: another checkpoint.
+
+    Attributes:
+        names: Names of all tensors; of quantized weights those of the codes.
+    """
+
+    names: Collection[str]
+
+    def tensor(self, name: str) -> PackedWeight | Tensor:
+        """Return what `tensors` yields of that name.
+
+        Raises:
+            UnsupportedError: the checkpoint's reader hands tensors out in their order only.
+        """
+
+    def inputs(self, layer: str) -> InputState | None:
+        """Return what is done to the input of a quantized layer, or None for nothing."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Over how many ranks a checkpoint is divided.
+
+    Attributes:
+        tp: Ranks that divide each layer (tensor parallel).
+        pp: Stages of consecutive blocks (pipeline parallel).
+        ep: Groups of the ranks of a stage that divide the experts of a layer (expert parallel).
+    """
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+
+
 @runtime_checkable
 class SourceExporter(Protocol):
     """An exporter that also writes what is no model: checkpoints are converted into its dialect."""
 
     def write(
-        self, source: CheckpointSource, folder: Path, max_shard_bytes: int, target: str | None
+        self, source: NamedSource, folder: Path, max_shard_bytes: int, target: str | None
     ) -> tuple[int, int]:
         """Write tensors and metadata into `folder`, where config.json is already; return their number and bytes.
 
@@ -88,4 +123,16 @@ class SourceExporter(Protocol):
         Raises:
             ExportError: a format has no place in this dialect; its layers are named.
             CheckpointError: what was written does not read back.
+        """
+
+
+@runtime_checkable
+class RankedExporter(Protocol):
+    """A `SourceExporter` whose checkpoints can be divided over ranks."""
+
+    def for_ranks(self, ranks: Ranks) -> SourceExporter:
+        """Return the exporter that divides so.
+
+        Raises:
+            ExportError: there are no such ranks.
         """

@@ -9,6 +9,19 @@ from torch import nn
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Parts
 from octavo.core.model.module_names import module_names
 from octavo.core.modules import QuantExperts
+from octavo.core.plugins import plugins
+
+
+def layout_in_files(model: nn.Module, is_quantized: Callable[[str], bool]) -> CheckpointLayout:
+    """Return where a quantized checkpoint's tensors are in a plain `model` of its config.
+
+    Args:
+        model: The model.
+        is_quantized: Asked with the name of an expert's first matrix: whether the checkpoint holds it as one.
+    """
+    layout = plugins().checkpoint_layout(model, list(model.state_dict()))
+    experts = plugins().expert_layers(model)
+    return with_experts_apart(layout, model, experts, lambda _, matrix: is_quantized(matrix))
 
 
 def with_experts_apart(

@@ -122,6 +122,25 @@ class QuantizedCheckpoint(Protocol):
         """Return what `octavo inspect` shows, JSON-ready."""
 
 
+@runtime_checkable
+class OwnConfigExporter(Protocol):
+    """An exporter whose checkpoints have a config.json of the dialect's own, where others have the framework's.
+
+    Attributes:
+        has_own_config: True.
+    """
+
+    has_own_config: bool
+
+
+@runtime_checkable
+class NamedCheckpoint(Protocol):
+    """A checkpoint whose tensors can be asked for in any order."""
+
+    def tensor(self, name: str) -> Tensor | PackedTensor | PackedChain | PackedAffine:
+        """Return one of the parameters that `QuantizedCheckpoint.tensors` yields."""
+
+
 class Dialect(Protocol):
     """How a dialect's numbers differ from the neutral ones, applied by `calibration.finalize`."""
 
@@ -178,6 +197,22 @@ class InputDialect(Protocol):
 
     def input_spec(self, spec: QuantSpec) -> QuantSpec:
         """Return the format in which readers round an input that was calibrated as `spec`; its state is the same."""
+
+
+@runtime_checkable
+class JoiningDialect(Protocol):
+    """A dialect whose checkpoints hold some layers as one, and the experts of a layer; others hold every layer alone.
+
+    What is done to the input of such layers is the same for all.
+    """
+
+    def joins(self, names: Sequence[str], layers: Sequence[LayerFormat]) -> bool:
+        """Return whether layers that engines join have one scale for all, of weights and of inputs.
+
+        Args:
+            names: What they are called in the framework's checkpoints.
+            layers: Their formats.
+        """
 
 
 class Exporter(Protocol):

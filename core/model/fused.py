@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from octavo.core.model.description import ModelDescription
@@ -9,13 +10,15 @@ from octavo.core.model.description import ModelDescription
 ATTENTION_ROLES, GATED_ROLES = ("attention.q", "attention.k", "attention.v"), ("mlp.gate", "mlp.up")
 FUSED_ROLES = (ATTENTION_ROLES, GATED_ROLES)
 # The same as checkpoints name them, where no model says what its layers are.
+_ATTENTION_NAMES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
+QUERY_NAMES = tuple(names[0] for names in _ATTENTION_NAMES)
 FUSED_NAMES = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
+    *_ATTENTION_NAMES,
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
     ("wi_0", "wi_1"),
 )
+_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.\d+\.(?P<own>\w+)")
 
 
 def fused_groups(
@@ -48,3 +51,13 @@ def joined_by_name(names: Iterable[str]) -> list[tuple[str, ...]]:
         if len(members) > 1:
             groups.append(members)
     return groups
+
+
+def experts_by_name(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the groups of layers that have one input in all experts, by what such layers are called in checkpoints."""
+    first = {own: group[0] for group in FUSED_NAMES for own in group}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(names):
+        if expert := _EXPERT.fullmatch(name):
+            found.setdefault((expert["experts"], first.get(expert["own"], expert["own"])), []).append(name)
+    return list(map(tuple, found.values()))

@@ -53,17 +53,28 @@ class CompressedTensorsCheckpoint:
             CheckpointError: a tensor does not fit its format, or codes have no scale.
         """
         for module in self._groups:
-            yield f"{module}.weight", self._packed(module)
+            yield f"{module}.weight", self.tensor(f"{module}.weight")
         for name in self._shards.names():
             module, _, suffix = name.rpartition(".")
             if self._is_cache_scale(suffix) or (
                 module in self._groups and suffix in (*_PARTS, *_INPUT_SCALES)
             ):
                 continue
-            tensor = self._shards.tensor(name)
-            if suffix == "weight" and tensor.dtype in CODE_DTYPES:
-                raise self._without_scale(module)
-            yield name, tensor
+            yield name, self.tensor(name)
+
+    def tensor(self, name: str) -> Tensor | PackedTensor | PackedAffine:
+        """Return one of the parameters that `tensors` yields.
+
+        Raises:
+            CheckpointError: there is none of that name, it does not fit its format, or codes have no scale.
+        """
+        module, _, suffix = name.rpartition(".")
+        if suffix == "weight" and module in self._groups:
+            return self._packed(module)
+        tensor = self._shards.tensor(name)
+        if suffix == "weight" and tensor.dtype in CODE_DTYPES:
+            raise self._without_scale(module)
+        return tensor
 
     def activations(self) -> dict[str, InputState]:
         """Return format and state of every activation quantizer by its full name.

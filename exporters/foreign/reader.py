@@ -46,11 +46,21 @@ class IntegerCheckpoint:
             CheckpointError: a tensor does not fit the format.
         """
         for module in self.layers:
-            yield f"{module}.weight", self._weight(module)
+            yield f"{module}.weight", self.tensor(f"{module}.weight")
         for name in self._shards.names():
             module, _, suffix = name.rpartition(".")
             if module not in self.layers or suffix not in self._layout.parts:
-                yield name, self._shards.tensor(name)
+                yield name, self.tensor(name)
+
+    def tensor(self, name: str) -> Tensor | PackedTensor | PackedAffine:
+        """Return one of the parameters that `tensors` yields.
+
+        Raises:
+            CheckpointError: there is none of that name, or it does not fit the format.
+        """
+        module, _, suffix = name.rpartition(".")
+        is_quantized = suffix == "weight" and module in self.layers
+        return self._weight(module) if is_quantized else self._shards.tensor(name)
 
     def activations(self) -> dict[str, InputState]:
         """Return nothing: these layouts quantize weights only."""

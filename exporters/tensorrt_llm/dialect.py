@@ -11,7 +11,7 @@ from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.model.activation_scales import scale_from_state, state_from_scale
 from octavo.core.model.exporter import LayerFormat, SmoothingFolds
-from octavo.core.model.fused import ATTENTION_ROLES, GATED_ROLES, fused_groups
+from octavo.core.model.fused import ATTENTION_ROLES, GATED_ROLES, QUERY_NAMES, fused_groups
 from octavo.core.modules import QuantAttention, QuantModule, WeightSlot, quantized_layers
 from octavo.core.plugins import plugins
 from octavo.exporters.tensorrt_llm.caches import CACHE_QUANTIZERS, SMALLEST_FP8_SCALE, is_fp8_cache
@@ -60,6 +60,12 @@ class TensorRtLlmDialect:
             return ("global_amax",)
         granularity = weights[0].unstacked().granularity
         return ("amax",) if isinstance(granularity, PerTensor) and not weights[0].dynamic else ()
+
+    def joins(self, names: Sequence[str], layers: Sequence[LayerFormat]) -> bool:
+        """Return whether layers that engines join have one scale for all: q, k and v; gate and up in some formats."""
+        known = [format_for(layer) for layer in layers]
+        is_attention = any(name.endswith(QUERY_NAMES) for name in names)
+        return is_attention or all(each is not None and each.joins_gate for each in known)
 
     def smoothing_folds(self, layer: LayerFormat) -> SmoothingFolds:
         """Return that nothing is folded: factors on inputs have a place of their own."""

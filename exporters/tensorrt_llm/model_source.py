@@ -55,7 +55,7 @@ class ModelSource:
         }
         self.layers = {name: _format_of(weight) for name, weight in self._layers.items()}
         self._weights = {n: w for n, w in weights.items() if not (for_reader and _is_plain_for_reader(w))}
-        self.experts = self._stacks(layout)
+        self.experts = experts_of(layout, self.modules)
         self._caches = {
             self.modules.get(name, name): layer
             for name, layer in quantized_layers(model)
@@ -94,12 +94,16 @@ class ModelSource:
                     found[name] = InputState(stage.spec, stage.named_state())
         return found
 
-    def _stacks(self, layout: CheckpointLayout) -> dict[str, dict[str, tuple[tuple[str, ...], ...]]]:
-        found: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {}
-        for name, parts in layout.parts.items():
-            module, _, parameter = name.rpartition(".")
-            found.setdefault(self.modules.get(module, module), {})[parameter] = parts
-        return found
+
+def experts_of(
+    layout: CheckpointLayout, modules: Mapping[str, str]
+) -> dict[str, dict[str, tuple[tuple[str, ...], ...]]]:
+    """Return `WeightSource.experts` of a model whose modules have other names in checkpoints."""
+    found: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {}
+    for name, parts in layout.parts.items():
+        module, _, parameter = name.rpartition(".")
+        found.setdefault(modules.get(module, module), {})[parameter] = parts
+    return found
 
 
 def _format_of(weight: StoredWeight) -> LayerFormat:

@@ -18,6 +18,7 @@ from octavo.core.console import say
 from octavo.core.errors import ConfigError, ExportError, nearest
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.checkpoint_writer import finalized_as
+from octavo.core.model.description import ModelDescription
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import left_out_modules
 from octavo.core.model.serving import unstored_quantizers
@@ -38,7 +39,7 @@ from octavo.exporters.tensorrt_llm.sharding import shard_tensor
 
 NAME = "tensorrt_llm"
 TARGETS = ("trtllm",)
-_DTYPES = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -112,20 +113,13 @@ def _write(
     model: nn.Module, parts: QuantizedParts, folder: Path, export_dir: Path, options: _Options
 ) -> ExportReport:
     config, errors = _framework_config(model, options.dtype), WeightErrors()
-    family, description = family_for(config, options.decoder_type), plugins().describe_model(model)
-    if description is None:
-        raise ExportError(
-            f"no family map describes this {type(model).__name__}; names in TensorRT-LLM checkpoints follow from the "
-            "roles of its layers (core/model/families)"
-        )
+    family, description = family_for(config, options.decoder_type), describe(model)
     warnings = [*options.notes, *unstored_quantizers(model, TensorRtLlmDialect())]
     with _finalized(model, parts, options.target):
         source = ModelSource(model, parts, options.target is not None, config, errors)
         roles = description.renamed(source.modules)
         checkpoint = Checkpoint(source, roles, family, options.dtype, parts.cache, options.target is not None)
-        for name, data in checkpoint.metadata(options.layout).items():
-            (folder / name).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
-        num_tensors, num_bytes = _write_ranks(checkpoint, folder, options.layout)
+        num_tensors, num_bytes = write_checkpoint(checkpoint, folder, options.layout)
         rows = weight_rows(parts.weights, errors.sqnr, calibration_report(model).get("weights", []))
         warnings += [*checkpoint.warnings(), *finalization_notes(model)]
         differences = tuple(checkpoint.differences())
@@ -139,8 +133,25 @@ def _finalized(model: nn.Module, parts: QuantizedParts, target: str | None) -> A
     return finalized_as(model, NAME, target) if is_quantized else nullcontext()
 
 
-def _write_ranks(checkpoint: Checkpoint, folder: Path, layout: Layout) -> tuple[int, int]:
-    """Write every tensor to the files of its ranks; return how many tensors and bytes they hold."""
+def describe(model: nn.Module) -> ModelDescription:
+    """Return a model in canonical roles.
+
+    Raises:
+        ExportError: no family map describes it.
+    """
+    description = plugins().describe_model(model)
+    if description is None:
+        raise ExportError(
+            f"no family map describes this {type(model).__name__}; names in TensorRT-LLM checkpoints follow from the "
+            "roles of its layers (core/model/families)"
+        )
+    return description
+
+
+def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: Layout) -> tuple[int, int]:
+    """Write metadata, and every tensor to the files of its ranks; return how many tensors and bytes these hold."""
+    for name, data in checkpoint.metadata(layout).items():
+        (folder / name).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
     files, num_bytes = RankFiles(folder, layout), 0
     for name, tensor in checkpoint.tensors():
         for rank, (local_name, part) in shard_tensor(name, tensor, checkpoint.config, layout).items():
@@ -162,9 +173,9 @@ def _framework_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
 
 def _dtype(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, tuple[str, ...]]:
     """Return the dtype of what is not quantized, and what is to be said of it."""
-    if dtype is not None and dtype not in _DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ExportError(f"dtype of a TensorRT-LLM checkpoint is float16 or bfloat16; found {dtype!r}")
     found = dtype or next(p.dtype for p in model.parameters() if p.is_floating_point())
-    if found in _DTYPES:
+    if found in DTYPES:
         return found, ()
     return torch.float16, (f"tensors of dtype {str(found).removeprefix('torch.')} are written as float16",)

@@ -49,6 +49,7 @@ class UnifiedHfCheckpoint:
         self._stacks = set(self._modules_with("weight_scale", "_"))
         modules = [*self._modules_with("weight_scale"), *self._stacks]
         self._schemes = {module: self._scheme(module) for module in sorted(modules)}
+        self._weights = {self._part(module, "weight"): module for module in self._schemes}
         for suffix in ("weight_scale_2", "input_scale", _FACTOR, *_LOW_RANK):
             for module in self._modules_with(suffix):
                 if module not in self._schemes:
@@ -62,22 +63,28 @@ class UnifiedHfCheckpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor | PackedTensor | PackedChain]]:
         """Yield every parameter by name: packed where it is quantized, as it is elsewhere."""
-        weights = {self._part(module, "weight"): module for module in self._schemes}
         scales = {self._part(stack, scale) for stack in self._stacks for scale in _SCALES}
         for name in self._shards.names():
-            module, _, suffix = name.rpartition(".")
-            if suffix in _SCALES or name in scales or self._is_cache_bias(name):
+            if name.rpartition(".")[2] in _SCALES or name in scales or self._is_cache_bias(name):
                 continue
-            if name in weights:
-                yield name, self._weight(weights[name])
-                continue
-            tensor = self._shards.tensor(name)
-            if (suffix == "weight" or tensor.dim() == 3) and tensor.dtype in CODE_DTYPES:
-                scale = part_name(module if suffix == "weight" else name, "weight_scale", suffix != "weight")
-                raise CheckpointError(
-                    f"{self._shards.where(name)} holds codes ({tensor.dtype}), and {scale} is missing"
-                )
-            yield name, tensor
+            yield name, self.tensor(name)
+
+    def tensor(self, name: str) -> Tensor | PackedTensor | PackedChain:
+        """Return one of the parameters that `tensors` yields.
+
+        Raises:
+            CheckpointError: there is none of that name, it does not fit its format, or codes have no scale.
+        """
+        if name in self._weights:
+            return self._weight(self._weights[name])
+        module, _, suffix = name.rpartition(".")
+        tensor = self._shards.tensor(name)
+        if (suffix == "weight" or tensor.dim() == 3) and tensor.dtype in CODE_DTYPES:
+            scale = part_name(module if suffix == "weight" else name, "weight_scale", suffix != "weight")
+            raise CheckpointError(
+                f"{self._shards.where(name)} holds codes ({tensor.dtype}), and {scale} is missing"
+            )
+        return tensor
 
     def activations(self) -> dict[str, InputState]:
         """Return format and state of every activation quantizer by its full name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.cli_runner import MODEL, Run
 from helpers.conversions import different
@@ -66,6 +67,26 @@ def test_lossy(octavo_command: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert "octavo: warning: unified_hf cannot hold 15 tensors exactly" in written.err
     assert len(written.json["changes"]) == 15
     assert 0 < written.json["share_of_codes"] < 1
+
+
+def test_to_and_from_tensorrt_llm(octavo_command: Run, tmp_path: Path) -> None:
+    octavo_command("quantize", MODEL, *INT8, "--dtype", "bfloat16", "--out", tmp_path / "unified")
+    to = ("--to", "tensorrt_llm", "--tp", "2", "--pp", "5")
+
+    done = octavo_command("convert", tmp_path / "unified", tmp_path / "trtllm", *to, "--quiet")
+    refused = octavo_command("convert", tmp_path / "trtllm", tmp_path / "back", "--to", "unified_hf")
+    back = octavo_command(
+        "convert", tmp_path / "trtllm", tmp_path / "back", "--to", "unified_hf", "--config", MODEL, "--json"
+    )
+
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert len(list((tmp_path / "trtllm").glob("rank*.safetensors"))) == 10
+    assert (refused.code, "(config, --config)" in refused.err) == (3, True)
+    assert (back.code, back.json["source_dialect"]) == (0, "tensorrt_llm")
+    original, returned = tensors_of(tmp_path / "unified"), tensors_of(tmp_path / "back")
+    assert all(torch.equal(returned[name], tensor) for name, tensor in original.items())
+    tokenizers = [(tmp_path / folder / "tokenizer.json").read_bytes() for folder in ("unified", "back")]
+    assert tokenizers[0] == tokenizers[1]
 
 
 def test_exit_codes(octavo_command: Run, source: Path, tmp_path: Path) -> None:

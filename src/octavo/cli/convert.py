@@ -15,9 +15,16 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A quantized checkpoint.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write the new one to.", show_default=False)],
     to: Annotated[
-        str | None, typer.Option(help="Dialect to write: unified_hf, compressed_tensors, ….")
+        str | None, typer.Option(help="Dialect to write: unified_hf, compressed_tensors, tensorrt_llm.")
     ] = None,
     target: options.Target = None,
+    tp: options.RanksOfLayers = 1,
+    pp: options.Stages = 1,
+    ep: options.ExpertGroups = 1,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the original model: config and tokenizer for a TensorRT-LLM SOURCE."),
+    ] = None,
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Write the nearest numbers where exact ones have no place.")
     ] = False,
@@ -29,7 +36,17 @@ def convert(
     import octavo
 
     report = octavo.convert_checkpoint(
-        source, out, dialect=to, target=target, lossy=lossy, overwrite=overwrite, quiet=quiet
+        source,
+        out,
+        dialect=to,
+        target=target,
+        lossy=lossy,
+        overwrite=overwrite,
+        quiet=quiet,
+        tp=tp,
+        pp=pp,
+        ep=ep,
+        config=config,
     )
     if as_json:
         output.print_json({**asdict(report), "directory": str(report.directory)})

@@ -30,6 +30,15 @@ TensorParallel = Annotated[
         "--tp", help="Tensor-parallel size it will be served with: what cannot be split is refused."
     ),
 ]
+RanksOfLayers = Annotated[
+    int, typer.Option("--tp", help="TensorRT-LLM: ranks that divide each layer (tensor parallel).")
+]
+Stages = Annotated[
+    int, typer.Option("--pp", help="TensorRT-LLM: stages of consecutive layers (pipeline parallel).")
+]
+ExpertGroups = Annotated[
+    int, typer.Option("--ep", help="TensorRT-LLM: groups of ranks that divide the experts of a layer.")
+]
 Dtype = Annotated[
     str | None, typer.Option(help="Load as float32, bfloat16 or float16; default: as the config says.")
 ]

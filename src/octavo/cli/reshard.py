@@ -16,9 +16,9 @@ def reshard(
         Path, typer.Argument(help="A TensorRT-LLM checkpoint of any layout.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
-    tp: Annotated[int, typer.Option("--tp", help="Ranks that divide each layer (tensor parallel).")] = 1,
-    pp: Annotated[int, typer.Option("--pp", help="Stages of consecutive layers (pipeline parallel).")] = 1,
-    ep: Annotated[int, typer.Option("--ep", help="Groups of ranks that divide the experts of a layer.")] = 1,
+    tp: options.RanksOfLayers = 1,
+    pp: options.Stages = 1,
+    ep: options.ExpertGroups = 1,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
 ) -> None:

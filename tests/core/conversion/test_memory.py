@@ -14,6 +14,7 @@ from helpers.conversions import HELD_BY_BOTH, different, exported
 from helpers.exporters_models import quantized
 from octavo.core.conversion import row_parts
 from octavo.core.model.shards import SafetensorsWriter
+from octavo.exporters.tensorrt_llm.rank_files import RankFiles
 
 NUM_BLOCKS = 5
 
@@ -55,6 +56,32 @@ def test_two_blocks_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert report.num_bytes > NUM_BLOCKS * block
     assert len(seen) > NUM_BLOCKS
     assert max(seen) <= 2 * block
+
+
+def test_ranks_are_written_with_less_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"num_hidden_layers": NUM_BLOCKS, "hidden_size": 256, "intermediate_size": 512}
+    model = quantized("INT8_WEIGHT_ONLY_CFG", torch.bfloat16, **sizes)
+    block = sum(p.numel() for p in model.get_submodule("model.layers.0").parameters())
+    octavo.export_hf_checkpoint(model, export_dir=tmp_path / "unified", quiet=True)
+    del model
+    gc.collect()
+    before, seen, calls = live_bytes(), list[int](), list[str]()
+    add = RankFiles.add
+
+    def measured(files: RankFiles, rank: int, name: str, tensor: Tensor) -> None:
+        add(files, rank, name, tensor)
+        calls.append(name)
+        if len(calls) % 7 == 0:
+            seen.append(live_bytes() - before)
+
+    monkeypatch.setattr(RankFiles, "add", measured)
+    report = octavo.convert_checkpoint(
+        tmp_path / "unified", tmp_path / "out", "tensorrt_llm", tp=2, quiet=True
+    )
+
+    assert report.num_bytes > NUM_BLOCKS * block
+    assert len(seen) > NUM_BLOCKS
+    assert max(seen) <= block
 
 
 @pytest.mark.parametrize("case", ["INT8", "W4A16", "FP8"])

@@ -29,9 +29,8 @@ def refused(kind: type[Exception], message: str, source: Path, out: Path, **opti
 def test_where_to(unified: Unified, tmp_path: Path) -> None:
     source, out = unified("INT8"), tmp_path / "out"
 
-    refused(
-        ConfigError, r"give a dialect .*\(--to: compressed_tensors, unified_hf\), or the engine", source, out
-    )
+    known = r"give a dialect .*\(--to: compressed_tensors, tensorrt_llm, unified_hf\), or the engine"
+    refused(ConfigError, known, source, out)
     unknown = r"no exporter 'compresed_tensors'; known: .* Did you mean 'compressed_tensors'\?"
     refused(PluginError, unknown, source, out, dialect="compresed_tensors")
     refused(ConfigError, r"unknown target 'vlm'; .* Did you mean 'vllm'\?", source, out, target="vlm")
