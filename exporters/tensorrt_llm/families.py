@@ -94,6 +94,11 @@ def family_for(config: Mapping[str, Any], decoder_type: str | None) -> Family:
     return family
 
 
+def family_of(model_type: str) -> Family:
+    """Return the family of a model type that is known to have one."""
+    return _families()[model_type]
+
+
 @lru_cache(maxsize=1)
 def _families() -> dict[str, Family]:
     import yaml

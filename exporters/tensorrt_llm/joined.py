@@ -13,7 +13,7 @@ from octavo.core.model.fused import ATTENTION_ROLES
 from octavo.core.model.segments import RowSegments
 from octavo.exporters.tensorrt_llm.source import WeightSource
 
-_PLAIN = {
+PLAIN = {
     "norm.attention": "input_layernorm",
     "norm.mlp": "post_layernorm",
     "attention.q_norm": "attention.q_layernorm",
@@ -21,7 +21,7 @@ _PLAIN = {
     "moe.router": "mlp.router",
     "moe.shared_gate": "mlp.shared_expert_gate",
 }
-_OUTSIDE = {
+OUTSIDE = {
     "embedding": "transformer.vocab_embedding",
     "embedding.position": "transformer.position_embedding",
     "norm.embedding": "transformer.ln_embed",
@@ -112,13 +112,13 @@ def plain_modules(
     `names` has the roles that a family calls otherwise.
     """
     roles, prefix = description.blocks[number].roles, block_name(number)
-    yield from ((f"{prefix}.{name}", roles[r]) for r, name in {**_PLAIN, **names}.items() if r in roles)
+    yield from ((f"{prefix}.{name}", roles[r]) for r, name in {**PLAIN, **names}.items() if r in roles)
 
 
 def outer_modules(description: ModelDescription) -> Iterator[tuple[str, str]]:
     """Yield (name in the checkpoint, module) of embeddings and norms outside the blocks."""
     roles = description.roles
-    yield from ((name, roles[role]) for role, name in _OUTSIDE.items() if role in roles)
+    yield from ((name, roles[role]) for role, name in OUTSIDE.items() if role in roles)
 
 
 def _layer(name: str, *rows: Rows) -> JoinedLayer:
@@ -174,7 +174,7 @@ def _experts(prefix: str, module: str, source: WeightSource) -> Iterator[JoinedL
 
 
 def _check_roles(block: BlockDescription, names: Mapping[str, str]) -> None:
-    unknown = sorted(block.roles.keys() - _LINEAR - _PLAIN.keys() - names.keys())
+    unknown = sorted(block.roles.keys() - _LINEAR - PLAIN.keys() - names.keys())
     has_qkv = "attention.qkv" in block.roles or all(role in block.roles for role in ATTENTION_ROLES)
     if unknown or not has_qkv:
         problem = f"no place for {', '.join(unknown)}" if unknown else "q, k and v in every block"

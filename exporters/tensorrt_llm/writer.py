@@ -15,7 +15,7 @@ from torch import nn
 from octavo.core.calibration.calibration_report import calibration_report
 from octavo.core.calibration.finalize import finalization_notes
 from octavo.core.console import say
-from octavo.core.errors import ConfigError, ExportError, nearest
+from octavo.core.errors import ConfigError, ExportError, UnsupportedError, nearest
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.checkpoint_writer import finalized_as
 from octavo.core.model.export_report import ExportReport
@@ -34,6 +34,7 @@ from octavo.exporters.tensorrt_llm.inspection import QuantizedParts, inspect_mod
 from octavo.exporters.tensorrt_llm.layout import Layout
 from octavo.exporters.tensorrt_llm.model_source import ModelSource
 from octavo.exporters.tensorrt_llm.rank_files import RankFiles
+from octavo.exporters.tensorrt_llm.reader import TensorRtLlmCheckpoint
 from octavo.exporters.tensorrt_llm.sharding import shard_tensor
 
 NAME = "tensorrt_llm"
@@ -126,6 +127,7 @@ def _write(
         for name, data in checkpoint.metadata(options.layout).items():
             (folder / name).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
         num_tensors, num_bytes = _write_ranks(checkpoint, folder, options.layout)
+        _check_reads_back(folder)
         rows = weight_rows(parts.weights, errors.sqnr, calibration_report(model).get("weights", []))
         warnings += [*checkpoint.warnings(), *finalization_notes(model)]
         differences = tuple(checkpoint.differences())
@@ -147,6 +149,20 @@ def _write_ranks(checkpoint: Checkpoint, folder: Path, layout: Layout) -> tuple[
             files.add(rank, local_name, part)
             num_bytes += part.nbytes
     return sum(map(len, files.finish())), num_bytes
+
+
+def _check_reads_back(folder: Path) -> None:
+    """Open the checkpoint as its users will, where the reader knows the names of the architecture.
+
+    Raises:
+        CheckpointError: formats, shapes or scales are not those that config.json says.
+    """
+    try:
+        checkpoint = TensorRtLlmCheckpoint(folder)
+    except UnsupportedError:
+        return
+    checkpoint.activations()
+    checkpoint.describe()
 
 
 def _framework_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
