@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -60,17 +61,22 @@ def describe_by_map(
     return _description(family, table, blocks, roles, sizes, segments)
 
 
-def describe_by_sizes(model_type: str, sizes: Mapping[str, int]) -> ModelDescription | None:
+def describe_by_sizes(
+    model_type: str, sizes: Mapping[str, int], variant: Mapping[str, object] | None = None
+) -> ModelDescription | None:
     """Describe a model of which only the sizes are known, by the map for `model_type`.
 
     Args:
-        model_type: As in `describe_by_map`; of its maps the one whose variant asks for nothing.
+        model_type: As in `describe_by_map`.
         sizes: As `ModelDescription.hyperparameters`, `num_layers` among them. Nothing is checked against layers.
+        variant: What is known of the model's config besides. Of several maps the first that asks for nothing else is
+            taken.
 
     Returns:
         The description, or None when no such map knows `model_type`, or it describes several stacks of blocks.
     """
-    names = [name for name in _maps_by_type().get(model_type, ()) if "requires" not in _load(name)]
+    known = SimpleNamespace(**(variant or {}))
+    names = [name for name in _maps_by_type().get(model_type, ()) if _fits(name, known)]
     if not names or "stacks" in _load(names[0]):
         return None
     table = _load(names[0])

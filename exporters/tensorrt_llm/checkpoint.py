@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.core.errors import ExportError, listed
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.exporter import LayerFormat, Verdict
+from octavo.exporters.tensorrt_llm.completeness import check_complete
 from octavo.exporters.tensorrt_llm.config import ModelFacts, peer_config, reader_config
 from octavo.exporters.tensorrt_llm.families import Family
 from octavo.exporters.tensorrt_llm.formats import Format, format_for
@@ -36,7 +37,8 @@ class Checkpoint:
         for_reader: Write what the reader takes, where that differs from what the peer writes.
 
     Raises:
-        ExportError: layers that are joined have several formats, or the reader is known to refuse one.
+        ExportError: the model has tensors without a place, layers that are joined have several formats, or the reader
+            is known to refuse one.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Checkpoint:
         self._layers = list(self._all_layers())
         self._formats = {layer.name: self._format(layer) for layer in self._layers}
         self._known = {name: known for name, (known, _) in self._formats.items() if known is not None}
+        check_complete(source, description, self._layers, family.names)
         self._check_head()
         if for_reader:
             self._check_readable()
@@ -109,7 +112,7 @@ class Checkpoint:
 
     def _all_layers(self) -> Iterator[JoinedLayer]:
         for number in range(len(self._description.blocks)):
-            yield from block_layers(self._description, number, self._source)
+            yield from block_layers(self._description, number, self._source, self._family.names)
         if not self._family.has_shared_head(self._source.config):
             yield head_layer(self._description, self._source)
 
@@ -187,7 +190,7 @@ class Checkpoint:
         }
         for number in range(len(self._description.blocks)):
             modules = plain_modules(self._description, number, self._family.names)
-            said |= {name: None for name, _ in modules if name.endswith(".router")}
+            said |= {name: None for name, _ in modules if name.endswith((".router", ".shared_expert_gate"))}
         return said
 
     def _lacks_factor(self, layer: JoinedLayer) -> bool:

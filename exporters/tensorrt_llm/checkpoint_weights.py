@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +44,11 @@ class CheckpointWeights:
         self._last: tuple[str, Tensor | PackedTensor | PackedChain] = ("", torch.empty(0))
         self._check_formats()
         self.cache_format = self._cache_format()
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors."""
+        return self._source.names
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of that name."""

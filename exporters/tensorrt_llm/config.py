@@ -25,7 +25,10 @@ _NORM_EPSILON = (
 _POSITIONS = ("n_positions", "max_position_embeddings", "max_seq_len", "max_sequence_length")
 _EXPERTS = ("num_local_experts", "num_experts", "moe_num_experts")
 _DEFAULT_POSITIONS = 2048
-_RENORMALIZE = 1  # how the router's weights of the chosen experts are made to add up to 1
+_AS_THEY_ARE, _RENORMALIZE = (
+    0,
+    1,
+)  # whether the router's weights of the chosen experts are made to add up to 1
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,11 @@ def peer_config(config: Mapping[str, Any], family: Family, facts: ModelFacts) ->
     }
     experts = _first(config, _EXPERTS, 0)
     if experts:
-        top_k = config.get("num_experts_per_tok")
-        written["moe"] = {"num_experts": experts, "top_k": top_k, "normalization_mode": _RENORMALIZE}
+        written["moe"] = {
+            "num_experts": experts,
+            "top_k": config.get("num_experts_per_tok"),
+            "normalization_mode": _RENORMALIZE if family.sums_to_one(config) else _AS_THEY_ARE,
+        }
     return written
 
 

@@ -16,6 +16,7 @@ from octavo.core.modules import QuantAttention, QuantModule, WeightSlot, quantiz
 from octavo.core.plugins import plugins
 from octavo.exporters.tensorrt_llm.caches import CACHE_QUANTIZERS, SMALLEST_FP8_SCALE, is_fp8_cache
 from octavo.exporters.tensorrt_llm.formats import format_for
+from octavo.exporters.tensorrt_llm.joined import EXPERTS
 
 
 class TensorRtLlmDialect:
@@ -47,11 +48,19 @@ class TensorRtLlmDialect:
     def groups(self, model: nn.Module, groups: Iterable[Iterable[str]]) -> list[tuple[str, ...]]:
         """Return the layers that are one in these checkpoints: q, k and v; the MLP's gate and up in some formats.
 
+        Those of the MLP beside experts are one layer in every format.
+
         Other layers that read the same tensor keep what they have, factors on their input as well.
         """
         description, layers = plugins().describe_model(model), dict(quantized_layers(model))
         gated = fused_groups(description, (GATED_ROLES,))
-        joined = [group for group in gated if all(_joins_gate(layers.get(name)) for name in group)]
+        blocks = () if description is None else description.blocks
+        one_layer = {block.roles.get("mlp.up") for block in blocks if EXPERTS in block.roles}
+        joined = [
+            group
+            for group in gated
+            if one_layer & set(group) or all(_joins_gate(layers.get(name)) for name in group)
+        ]
         return [*fused_groups(description, (ATTENTION_ROLES,)), *joined]
 
     def shared_state(self, weights: Sequence[QuantSpec], shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:

@@ -21,10 +21,13 @@ class Family:
     transposed: bool = False
     hidden_act: str = ""
     shares_head: bool = False
+    skipped_positions: int = 0
+    top_k_sums_to_one: Any = True
     has_peer: bool = True
     names: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     reader: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, Any] = field(default_factory=dict)
 
     def has_shared_head(self, config: Mapping[str, Any]) -> bool:
         """Whether files of a model with this config hold no head: its token embedding is used as one."""
@@ -33,6 +36,28 @@ class Family:
     def reader_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of config.json that the peer does not write as the reader needs them."""
         return {name: _value(entry, config) for name, entry in self.reader.items()}
+
+    def sums_to_one(self, config: Mapping[str, Any]) -> bool:
+        """Whether the router's weights of the chosen experts are made to add up to 1."""
+        return bool(_value(self.top_k_sums_to_one, config))
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuse a variant of the family that TensorRT-LLM does not compute.
+
+        Raises:
+            ExportError: the config says something else than the family needs; each such field is named.
+        """
+        expected = {name: _value(entry, config) for name, entry in self.needs.items()}
+        wrong = [
+            f"{name} is {config.get(name)!r} instead of {value!r}"
+            for name, value in expected.items()
+            if config.get(name) != value
+        ]
+        if wrong:
+            raise ExportError(
+                f"TensorRT-LLM computes only one variant of models of type {config.get('model_type')!r}, and in this "
+                f"one {'; '.join(wrong)}; use export_hf_checkpoint"
+            )
 
 
 def family_for(config: Mapping[str, Any], decoder_type: str | None) -> Family:
@@ -43,7 +68,8 @@ def family_for(config: Mapping[str, Any], decoder_type: str | None) -> Family:
         decoder_type: What the user says it is, in the peer's words, or None.
 
     Raises:
-        ExportError: the decoder type or the model's type is unknown, or they do not go together.
+        ExportError: the decoder type or the model's type is unknown, they do not go together, or TensorRT-LLM does
+            not compute this variant.
     """
     model_type = str(config.get("model_type"))
     families = _families()
@@ -64,7 +90,13 @@ def family_for(config: Mapping[str, Any], decoder_type: str | None) -> Family:
             f"decoder type {decoder_type!r} is not that of models of type {model_type!r}, which are written as "
             f"{family.decoder!r}; leave decoder_type out"
         )
+    family.check(config)
     return family
+
+
+def family_of(model_type: str) -> Family:
+    """Return the family of a model type that is known to have one."""
+    return _families()[model_type]
 
 
 @lru_cache(maxsize=1)
@@ -76,4 +108,7 @@ def _families() -> dict[str, Family]:
 
 
 def _value(entry: Any, config: Mapping[str, Any]) -> Any:
-    return config.get(entry["of"], entry.get("else")) if isinstance(entry, Mapping) else entry
+    if not isinstance(entry, Mapping):
+        return entry
+    found = config.get(entry["of"], entry.get("else"))
+    return entry["as"][found] if "as" in entry else found

@@ -14,6 +14,8 @@ from torch import Tensor
 from octavo.core.errors import CheckpointError, UnsupportedError, nearest
 from octavo.core.model.description import BlockDescription, ModelDescription
 from octavo.core.model.family_map import describe_by_sizes
+from octavo.exporters.tensorrt_llm.families import family_of
+from octavo.exporters.tensorrt_llm.joined import HEAD, OUTSIDE, PLAIN
 from octavo.exporters.tensorrt_llm.layout import head_size, kv_heads, num_experts, size_of
 from octavo.exporters.tensorrt_llm.stages import LAYER
 
@@ -40,21 +42,23 @@ class HuggingFaceNames:
         config: Its config.json.
 
     Attributes:
-        norms_add_one: Whether the framework multiplies by 1 + the weight of a norm, TensorRT-LLM by the weight.
+        family: What TensorRT-LLM says of models of its kind.
 
     Raises:
         CheckpointError: config.json lacks a size.
-        UnsupportedError: the architecture's names are not known.
+        UnsupportedError: the names of the architecture, or of this variant of it, are not known.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._heads = (size_of(config, "num_attention_heads"), kv_heads(config), kv_heads(config))
         self._head_size = head_size(config)
-        self._inter = size_of(config, "intermediate_size")
+        self._shared_width = config.get("moe_shared_expert_intermediate_size")
+        self._expert_width = config.get("moe_intermediate_size") or size_of(config, "intermediate_size")
         self._experts = num_experts(config)
         self._model_type = _model_type(config)
         self._description = _description(self._model_type, config, self._head_size)
-        self.norms_add_one = self._model_type in _table()["norms_add_one"]
+        self.family = family_of(self._model_type)
+        self._plain = {name: role for role, name in {**PLAIN, **self.family.names}.items()}
 
     def parts_of(self, layer: str) -> list[NamedRows]:
         """Return the framework's layers that make up a layer (`transformer.layers.0.attention.qkv`).
@@ -64,8 +68,7 @@ class HuggingFaceNames:
         """
         found = LAYER.fullmatch(layer)
         if found is None:
-            role = _table()["outside"].get(layer)
-            return [NamedRows(self._outside(layer, role))]
+            return [NamedRows(self._outside(layer))]
         block = self._description.blocks[int(found["number"])]
         return list(self._in_block(layer, block, found["after"].removeprefix(".")))
 
@@ -74,16 +77,17 @@ class HuggingFaceNames:
         name = self.parts_of(f"{layer}.qkv")[0].name
         return name.rpartition(".")[0]
 
-    def _outside(self, layer: str, role: str | None) -> str:
-        if role is None or role not in self._description.roles:
+    def _outside(self, layer: str) -> str:
+        found = [role for role, name in {**OUTSIDE, HEAD: HEAD}.items() if name == layer]
+        if not found or found[0] not in self._description.roles:
             raise self._unknown(layer)
-        return self._description.roles[role]
+        return self._description.roles[found[0]]
 
     def _in_block(self, layer: str, block: BlockDescription, name: str) -> Iterator[NamedRows]:
         if self._experts and name in ("mlp.fc", "mlp.proj", "mlp.router"):
             yield from self._of_experts(layer, block, name.removeprefix("mlp."))
             return
-        entry = _fc_entry(block) if name == "mlp.fc" else _table()["blocks"].get(name)
+        entry = self._entry(name, block)
         if entry is None:
             raise self._unknown(layer)
         roles, fused = entry["roles"], block.roles.get(entry.get("as", ""))
@@ -98,8 +102,20 @@ class HuggingFaceNames:
             for role, rows in zip(roles, self._consecutive(roles), strict=True):
                 yield NamedRows(block.roles[role], rows)
 
+    def _entry(self, name: str, block: BlockDescription) -> Mapping[str, Any] | None:
+        """Return what the table says of a layer of a block; norms have a role of their own."""
+        if name in self._plain:
+            return {"roles": [self._plain[name]]}
+        entry: Mapping[str, Any] | None = (
+            _fc_entry(block) if name == "mlp.fc" else _table()["blocks"].get(name)
+        )
+        return entry
+
     def _consecutive(self, roles: Sequence[str]) -> Iterator[Tensor]:
-        lengths = [self._inter] * 2 if len(roles) == 2 else [heads * self._head_size for heads in self._heads]
+        """Return the rows of separate layers: the branches of the shared expert, or q, k and v."""
+        lengths = [heads * self._head_size for heads in self._heads]
+        if len(roles) == 2:
+            lengths = [self._shared_width or self._expert_width] * 2
         return iter(torch.split(torch.arange(sum(lengths)), lengths))
 
     def _of_experts(self, layer: str, block: BlockDescription, name: str) -> Iterator[NamedRows]:
@@ -109,7 +125,7 @@ class HuggingFaceNames:
         if name == "router":
             yield NamedRows(f"{block.name}.{table['router']}")
             return
-        two = torch.split(torch.arange(2 * self._inter), self._inter)
+        two = torch.split(torch.arange(2 * self._expert_width), self._expert_width)
         halves = two if len(table[name]) == 2 else (None,)
         for expert in range(self._experts):
             each = table["each"].format(expert=expert)
@@ -152,9 +168,17 @@ def _description(model_type: str, config: Mapping[str, Any], length: int) -> Mod
         "hidden_size": size_of(config, "hidden_size"),
         "intermediate_size": size_of(config, "intermediate_size"),
     }
-    description = describe_by_sizes(model_type, sizes)
-    assert description is not None  # noqa: S101 (a test looks up every type that the table names)
-    return description
+    fields = _table()["variants"].get(model_type, {})
+    variant = {name: config.get(field) for name, field in fields.items()}
+    description = describe_by_sizes(model_type, sizes, {**variant, "multi_query": kv_heads(config) == 1})
+    if description is None:
+        raise UnsupportedError(
+            f"the framework's names of this variant of {config.get('architecture')} are not known: config.json says "
+            + ", ".join(
+                f"{field} {config.get(field)!r}" for field in [*fields.values(), "num_key_value_heads"]
+            )
+        )
+    return description.renamed(_table()["renamed"].get(model_type, {}))
 
 
 @lru_cache(maxsize=1)

@@ -13,30 +13,30 @@ from octavo.core.model.fused import ATTENTION_ROLES
 from octavo.core.model.segments import RowSegments
 from octavo.exporters.tensorrt_llm.source import WeightSource
 
-_PLAIN = {
+PLAIN = {
     "norm.attention": "input_layernorm",
     "norm.mlp": "post_layernorm",
     "attention.q_norm": "attention.q_layernorm",
     "attention.k_norm": "attention.k_layernorm",
     "moe.router": "mlp.router",
+    "moe.shared_gate": "mlp.shared_expert_gate",
 }
-_OUTSIDE = {
+OUTSIDE = {
     "embedding": "transformer.vocab_embedding",
     "embedding.position": "transformer.position_embedding",
     "norm.embedding": "transformer.ln_embed",
     "norm.final": "transformer.ln_f",
 }
-_LINEAR = {"attention.out": "attention.dense", "mlp.down": "mlp.proj"}
-HEAD = "lm_head"
-_KNOWN = {
-    *_PLAIN,
-    *_LINEAR,
+EXPERTS, HEAD = "moe.experts", "lm_head"
+_LINEAR = {
     *ATTENTION_ROLES,
     "attention.qkv",
+    "attention.out",
     "mlp.gate",
     "mlp.up",
     "mlp.gate_up",
-    "moe.experts",
+    "mlp.down",
+    EXPERTS,
 }
 
 
@@ -73,32 +73,28 @@ def block_name(number: int) -> str:
     return f"transformer.layers.{number}"
 
 
-def block_layers(description: ModelDescription, number: int, source: WeightSource) -> Iterator[JoinedLayer]:
+def block_layers(
+    description: ModelDescription, number: int, source: WeightSource, names: Mapping[str, str]
+) -> Iterator[JoinedLayer]:
     """Yield the linear layers of a block.
+
+    `names` has the roles that a family calls otherwise.
 
     Raises:
         ExportError: the block has a role that checkpoints have no place for, or lacks one; or its experts are held in
             another way than as a matrix for each projection.
     """
     block, segments = description.blocks[number], description.segments
-    _check_roles(block)
+    _check_roles(block, names)
     roles, prefix = block.roles, block_name(number)
     yield _layer(f"{prefix}.attention.qkv", *_attention(block, segments))
-    for role, name in _LINEAR.items():
-        if role in roles:
-            yield _layer(f"{prefix}.{name}", Rows(roles[role]))
-    # The activated branch of an MLP is called `fc`, whatever it is called elsewhere, and the other one `gate`.
-    if "mlp.gate" in roles:
-        yield _layer(f"{prefix}.mlp.fc", Rows(roles["mlp.gate"]))
-        yield _layer(f"{prefix}.mlp.gate", Rows(roles["mlp.up"]))
-    elif "mlp.up" in roles:
-        yield _layer(f"{prefix}.mlp.fc", Rows(roles["mlp.up"]))
-    if "mlp.gate_up" in roles:  # in one layer the branch that is not activated comes first
-        fused = roles["mlp.gate_up"]
-        halves = (Rows(fused, segments[fused].index(role)) for role in ("mlp.up", "mlp.gate"))
-        yield _layer(f"{prefix}.mlp.fc", *halves)
-    if "moe.experts" in roles:
-        yield from _experts(prefix, roles["moe.experts"], source)
+    if "attention.out" in roles:
+        yield _layer(f"{prefix}.attention.dense", Rows(roles["attention.out"]))
+    if EXPERTS in roles:
+        yield from _experts(prefix, roles[EXPERTS], source)
+        yield from _shared_expert(f"{prefix}.mlp.shared_expert", roles)
+    else:
+        yield from _mlp(f"{prefix}.mlp", roles, segments)
 
 
 def head_layer(description: ModelDescription, source: WeightSource) -> JoinedLayer:
@@ -116,13 +112,13 @@ def plain_modules(
     `names` has the roles that a family calls otherwise.
     """
     roles, prefix = description.blocks[number].roles, block_name(number)
-    yield from ((f"{prefix}.{name}", roles[r]) for r, name in {**_PLAIN, **names}.items() if r in roles)
+    yield from ((f"{prefix}.{name}", roles[r]) for r, name in {**PLAIN, **names}.items() if r in roles)
 
 
 def outer_modules(description: ModelDescription) -> Iterator[tuple[str, str]]:
     """Yield (name in the checkpoint, module) of embeddings and norms outside the blocks."""
     roles = description.roles
-    yield from ((name, roles[role]) for role, name in _OUTSIDE.items() if role in roles)
+    yield from ((name, roles[role]) for role, name in OUTSIDE.items() if role in roles)
 
 
 def _layer(name: str, *rows: Rows) -> JoinedLayer:
@@ -142,6 +138,28 @@ def _attention(block: BlockDescription, segments: Mapping[str, RowSegments]) -> 
         yield Rows(fused, segments[fused].index(role))
 
 
+def _mlp(name: str, roles: Mapping[str, str], segments: Mapping[str, RowSegments]) -> Iterator[JoinedLayer]:
+    """Yield the layers of an MLP: the activated branch is called `fc`, whatever it is called elsewhere."""
+    if "mlp.down" in roles:
+        yield _layer(f"{name}.proj", Rows(roles["mlp.down"]))
+    if "mlp.gate" in roles:
+        yield _layer(f"{name}.fc", Rows(roles["mlp.gate"]))
+        yield _layer(f"{name}.gate", Rows(roles["mlp.up"]))
+    elif "mlp.up" in roles:
+        yield _layer(f"{name}.fc", Rows(roles["mlp.up"]))
+    if "mlp.gate_up" in roles:  # in one layer the branch that is not activated comes first
+        fused = roles["mlp.gate_up"]
+        halves = (Rows(fused, segments[fused].index(role)) for role in ("mlp.up", "mlp.gate"))
+        yield _layer(f"{name}.fc", *halves)
+
+
+def _shared_expert(name: str, roles: Mapping[str, str]) -> Iterator[JoinedLayer]:
+    """Yield the layers of the MLP beside the experts, whose branches are one layer."""
+    if "mlp.up" in roles:
+        yield _layer(f"{name}.fc", Rows(roles["mlp.up"]), Rows(roles["mlp.gate"]))
+        yield _layer(f"{name}.proj", Rows(roles["mlp.down"]))
+
+
 def _experts(prefix: str, module: str, source: WeightSource) -> Iterator[JoinedLayer]:
     held = source.experts.get(module, {})
     kinds = {len(matrices[0]): matrices for matrices in held.values()}
@@ -155,8 +173,8 @@ def _experts(prefix: str, module: str, source: WeightSource) -> Iterator[JoinedL
         yield JoinedLayer(f"{prefix}.{name}", parts, stacks_experts=True)
 
 
-def _check_roles(block: BlockDescription) -> None:
-    unknown = sorted(block.roles.keys() - _KNOWN)
+def _check_roles(block: BlockDescription, names: Mapping[str, str]) -> None:
+    unknown = sorted(block.roles.keys() - _LINEAR - PLAIN.keys() - names.keys())
     has_qkv = "attention.qkv" in block.roles or all(role in block.roles for role in ATTENTION_ROLES)
     if unknown or not has_qkv:
         problem = f"no place for {', '.join(unknown)}" if unknown else "q, k and v in every block"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class ModelSource:
             if isinstance(layer, QuantAttention)
         }
         self._packed_name, self._packed = "", dict[str, PackedTensor | PackedChain]()
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors."""
+        return self._places.keys()
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of that name."""

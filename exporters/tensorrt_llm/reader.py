@@ -21,6 +21,7 @@ from octavo.exporters.tensorrt_llm.huggingface_names import HuggingFaceNames, Na
 from octavo.exporters.tensorrt_llm.layer_formats import cache_algo, layer_formats
 from octavo.exporters.tensorrt_llm.layout import section_of
 from octavo.exporters.tensorrt_llm.rank_reader import RankReader
+from octavo.exporters.tensorrt_llm.stages import LAYER
 from octavo.exporters.tensorrt_llm.unspelling import SCALES, SECOND, WEIGHT, state_of, stored_spec, unspell
 
 _FACTOR, _INPUT_SCALE, _JOINT = (
@@ -72,7 +73,7 @@ class TensorRtLlmCheckpoint:
             for part in self._names.parts_of(layer):
                 yield f"{part.name}.weight", self._weight(layer, found, part)
                 if "bias" in found:
-                    yield f"{part.name}.bias", _rows(self._plain(layer, found["bias"]), part)
+                    yield f"{part.name}.bias", _rows(found["bias"], part)
 
     def activations(self) -> dict[str, InputState]:
         """Return format and state of every activation quantizer by its full name.
@@ -132,12 +133,17 @@ class TensorRtLlmCheckpoint:
         weight = found[WEIGHT]
         if weight.dtype in _CODES:
             raise CheckpointError(f"{where} holds codes ({weight.dtype}), and its scales are missing")
-        return _rows(self._plain(layer, weight), part)
+        rows = _rows(self._plain(layer, weight), part)
+        is_linear = LAYER.fullmatch(layer) is not None and weight.dim() == 2
+        if isinstance(rows, Tensor) and is_linear and self._names.family.transposed:
+            return rows.transpose(0, 1)
+        return rows
 
     def _plain(self, layer: str, tensor: Tensor) -> Tensor:
         """Return a tensor as the framework has it: some multiply by 1 + the weight of a norm, TensorRT-LLM by it."""
         is_norm = "layernorm" in layer or ".ln_" in layer
-        return (tensor.float() - 1.0).to(tensor.dtype) if is_norm and self._names.norms_add_one else tensor
+        adds_one = is_norm and self._names.family.norm_adds_one
+        return (tensor.float() - 1.0).to(tensor.dtype) if adds_one else tensor
 
     def _number(self, layer: str, suffix: str) -> Tensor:
         name = f"{layer}.{suffix}"

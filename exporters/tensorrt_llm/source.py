@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -28,6 +28,10 @@ class WeightSource(Protocol):
 
         Of every expert, those of its row segments in order.
         """
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors."""
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a tensor of that name."""

@@ -59,7 +59,7 @@ class Stream:
             ExportError: a tensor is missing, not finite in `dtype`, or layers that are joined do not fit together.
         """
         for number, block in enumerate(self.description.blocks):
-            for layer in block_layers(self.description, number, self.source):
+            for layer in block_layers(self.description, number, self.source, self.family.names):
                 yield from self._linear(layer)
             for name, module in plain_modules(self.description, number, self.family.names):
                 yield from self._plain(name, module)
@@ -131,6 +131,8 @@ class Stream:
                 )
             if suffix == "weight" and self.family.norm_adds_one and ("layernorm" in name or ".ln_" in name):
                 tensor = tensor.float() + 1.0  # TensorRT-LLM multiplies by the weight itself
+            if "position_embedding" in name:
+                tensor = tensor[self.family.skipped_positions :]
             tensor = self._as_dtype(f"{name}.{suffix}", tensor)
             yield f"{name}.{suffix}", self._padded(tensor) if "vocab_embedding" in name else tensor
 

@@ -15,7 +15,7 @@ from torch import nn
 from octavo.core.calibration.calibration_report import calibration_report
 from octavo.core.calibration.finalize import finalization_notes
 from octavo.core.console import say
-from octavo.core.errors import ConfigError, ExportError, nearest
+from octavo.core.errors import ConfigError, ExportError, UnsupportedError, nearest
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.checkpoint_writer import finalized_as
 from octavo.core.model.description import ModelDescription
@@ -35,6 +35,7 @@ from octavo.exporters.tensorrt_llm.inspection import QuantizedParts, inspect_mod
 from octavo.exporters.tensorrt_llm.layout import Layout
 from octavo.exporters.tensorrt_llm.model_source import ModelSource
 from octavo.exporters.tensorrt_llm.rank_files import RankFiles
+from octavo.exporters.tensorrt_llm.reader import TensorRtLlmCheckpoint
 from octavo.exporters.tensorrt_llm.sharding import shard_tensor
 
 NAME = "tensorrt_llm"
@@ -149,7 +150,11 @@ def describe(model: nn.Module) -> ModelDescription:
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: Layout) -> tuple[int, int]:
-    """Write metadata, and every tensor to the files of its ranks; return how many tensors and bytes these hold."""
+    """Write metadata, and every tensor to the files of its ranks; return how many tensors and bytes these hold.
+
+    Raises:
+        CheckpointError: what was written does not read back.
+    """
     for name, data in checkpoint.metadata(layout).items():
         (folder / name).write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
     files, num_bytes = RankFiles(folder, layout), 0
@@ -157,7 +162,23 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, layout: Layout) -> tu
         for rank, (local_name, part) in shard_tensor(name, tensor, checkpoint.config, layout).items():
             files.add(rank, local_name, part)
             num_bytes += part.nbytes
-    return sum(map(len, files.finish())), num_bytes
+    num_tensors = sum(map(len, files.finish()))
+    _check_reads_back(folder)
+    return num_tensors, num_bytes
+
+
+def _check_reads_back(folder: Path) -> None:
+    """Open the checkpoint as its users will, where the reader knows the names of the architecture.
+
+    Raises:
+        CheckpointError: formats, shapes or scales are not those that config.json says.
+    """
+    try:
+        checkpoint = TensorRtLlmCheckpoint(folder)
+    except UnsupportedError:
+        return
+    checkpoint.activations()
+    checkpoint.describe()
 
 
 def _framework_config(model: nn.Module, dtype: torch.dtype) -> dict[str, Any]:

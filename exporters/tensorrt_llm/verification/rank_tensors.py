@@ -12,7 +12,13 @@ from octavo.core.verification.stored_files import StoredTensors
 from octavo.core.verification.tensor_checks import FLOATS
 from octavo.exporters.tensorrt_llm.verification.config_rules import reader_table
 
-_OPTIONAL = ("k_cache_scaling_factor", "v_cache_scaling_factor", "bias", "position_embedding.weight")
+_OPTIONAL = (
+    "k_cache_scaling_factor",
+    "v_cache_scaling_factor",
+    "bias",
+    "position_embedding.weight",
+    "ln_embed.weight",
+)
 
 
 class RankRules:
@@ -40,7 +46,8 @@ class RankRules:
         if stage == 0:
             yield from self._check_table(files, "transformer.vocab_embedding", taken, is_head=False)
         if stage == self._pp - 1:
-            yield from self._check_plain(files, "transformer.ln_f", (sizes["hidden"],), taken)
+            if self._config.get("do_layer_norm_before", True):
+                yield from self._check_plain(files, "transformer.ln_f", (sizes["hidden"],), taken)
             tied = self._pp == 1 and "lm_head.weight" not in files.names
             if not (tied and self._config.get("share_embedding_table")):
                 yield from self._check_table(files, "lm_head", taken, is_head=True)
@@ -55,12 +62,21 @@ class RankRules:
         for linear, (rows, columns) in self._layout["linears"].items():
             module = f"{layer}.{linear}"
             yield from self._check_linear(files, module, sizes[rows], sizes[columns], taken)
-        for norm in self._layout["norms"]:
-            yield from self._check_plain(files, f"{layer}.{norm}", (sizes["hidden"],), taken)
+        for norm, size in self._norms():
+            yield from self._check_plain(files, f"{layer}.{norm}", (sizes[size],), taken)
         if self._quantization.get("kv_cache_quant_algo"):
             rules = layer_rules(reader_table()["cache"])
             taken |= {f"{layer}.attention.{suffix}" for suffix in rules}
             yield from check_layer(files, f"{layer}.attention", rules, sizes)
+
+    def _norms(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each norm of a layer, and which size it has."""
+        more = self._layout.get("more_norms", {})
+        has_more = more and self._config.get(more["field"]) == more["value"]
+        yield from (
+            (norm, "hidden") for norm in [*self._layout["norms"], *(more["norms"] if has_more else ())]
+        )
+        yield from ((norm, "head") for norm in self._layout.get("head_norms", ()))
 
     def _check_linear(
         self, files: StoredTensors, module: str, rows: int, columns: int, taken: set[str]
@@ -119,7 +135,9 @@ class RankRules:
         width = config.get("intermediate_size") or 4 * config["hidden_size"]
         return {
             "hidden": config["hidden_size"],
+            "head": head,
             "heads": heads // tp * head,
             "qkv": (heads // tp + 2 * -(-kv_heads // tp)) * head,
             "width": width // tp,
+            "two_widths": 2 * (width // tp),
         }

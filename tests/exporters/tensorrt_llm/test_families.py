@@ -32,7 +32,9 @@ CONFIGS = {
     "gpt_bigcode": GPT,
     "mpt": MPT,
     "gemma": {**LLAMA_LIKE, "head_dim": 32},
+    "qwen3": {**LLAMA_LIKE, "head_dim": 32},
     "gptj": {**GPT, "rotary_dim": 16},
+    "bloom": {"hidden_size": 128, "n_head": 4, "n_layer": 2, "vocab_size": 128},
 }
 Weights = Mapping[str, Tensor]
 
@@ -66,6 +68,12 @@ def llama_like(w: Weights, block: int) -> dict[str, Tensor]:
     if f"{qkv[0]}.bias" in w:
         found["attention.qkv.bias"] = torch.cat([w[f"{name}.bias"] for name in qkv])
     return found
+
+
+def qwen3(w: Weights, block: int) -> dict[str, Tensor]:
+    b = f"model.layers.{block}.self_attn"
+    norms = {f"attention.{letter}_layernorm.weight": w[f"{b}.{letter}_norm.weight"] for letter in "qk"}
+    return llama_like(w, block) | norms
 
 
 def gemma(w: Weights, block: int) -> dict[str, Tensor]:
@@ -161,6 +169,7 @@ ROWS: dict[str, Callable[[Weights, int], dict[str, Tensor]]] = {
     "llama": llama_like,
     "mistral": llama_like,
     "qwen2": llama_like,
+    "qwen3": qwen3,
     "gemma": gemma,
     "nemotron": nemotron,
     "gpt2": gpt2,
@@ -184,6 +193,13 @@ def test_blocks_hold_these_rows(tmp_path: Path, model_type: str) -> None:
         expected = ROWS[model_type](weights, block)
         assert found.keys() == expected.keys()
         assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("model_type", [*ROWS, "gpt_bigcode", "starcoder2", "phi", "bloom"])
+def test_the_reader_has_nothing_to_object_to(tmp_path: Path, model_type: str) -> None:
+    exported(model_of(model_type), tmp_path / "out", target="trtllm", inference_tensor_parallel=2)
+
+    assert octavo.verify_checkpoint(tmp_path / "out", "trtllm") == []
 
 
 def test_outside_the_blocks(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 import octavo
@@ -23,9 +22,7 @@ from helpers.trtllm_checkpoints import (
     tensors_of,
     write_one_rank,
 )
-from octavo.core.model.family_map import describe_by_sizes
 from octavo.core.packed import PackedChain, PackedTensor
-from octavo.exporters.tensorrt_llm import huggingface_names
 from octavo.exporters.tensorrt_llm.reader import TensorRtLlmCheckpoint
 from oracles import tensorrt_llm as oracle
 
@@ -142,13 +139,3 @@ def test_norms_that_multiply_by_one_more(tmp_path: Path) -> None:
         assert same(found[ours], expected)  # type: ignore[arg-type]
     assert same(found["model.embed_tokens.weight"], tensors["transformer.vocab_embedding.weight"])  # type: ignore[arg-type]
     assert "lm_head.weight" not in found
-
-
-def test_every_architecture_of_the_table_has_a_map() -> None:
-    path = Path(huggingface_names.__file__).with_name("huggingface_names.yaml")
-    table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for model_type in table["architectures"].values():
-        sizes = {"num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 32}
-        description = describe_by_sizes(model_type, {**sizes, "intermediate_size": 64})
-        assert description is not None, model_type
-        assert [block.name for block in description.blocks] == ["model.layers.0"]
