@@ -21,13 +21,13 @@ class LowRank(NamedTuple):
 
 
 def low_rank(weight: Tensor, rank: int = 32) -> LowRank:
-    """Return the best approximation of `weight` [out, in] by `rank`, as ModelOpt 0.47, in fp64.
+    """Return the best approximation of `weight` [out, in] by `rank`, as ModelOpt 0.47, in fp32 at least.
 
     The singular vectors of the shorter side are the eigenvectors of W·Wᵀ or WᵀW, at a part of an SVD's cost; the others
     follow from them. The singular values go to `up`. Both factors are rounded to the weight's dtype. Where the weight
     has fewer singular values than `rank`, rows and columns of zeros fill the factors.
     """
-    exact = weight.double()
+    exact = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if exact.shape[0] <= exact.shape[1]:
         left = _loudest_directions(exact @ exact.T, rank)
         down = left.T @ exact
