@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint types imports bench clean
+.PHONY: demo test lint types imports bench consumers clean
 
 demo: .venv/.installed
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,10 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/import_cost.py
 	$(BIN)/python benchmarks/ptq_cost.py
 	$(BIN)/python benchmarks/moe_cost.py
+
+# vLLM's loading code, for tests/end_to_end/test_vllm_loads.py, skipped without it; 2 GB where torch is a CPU build.
+consumers:
+	benchmarks/vllm_environment.sh .consumers/vllm
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

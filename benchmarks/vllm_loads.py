@@ -1,6 +1,7 @@
 """What vLLM's own loading code makes of our exports for target vllm, beside what `octavo verify` says of them.
 
-Run: VLLM_SRC=DIR python benchmarks/vllm_loads.py --vllm PYTHON --judge SCRIPT [--only GLOB] [--write]
+Run: VLLM_SRC=DIR python benchmarks/vllm_loads.py --vllm PYTHON --judge SCRIPT [--converted] [--only GLOB] [--write]
+With --converted: of exports without a target, after `octavo convert --to compressed_tensors --target vllm --lossy`.
 
 PYTHON has vLLM's dependencies, DIR its unpacked wheel, and SCRIPT takes a checkpoint folder, loads it with vLLM's
 config parsing, model classes and `load_weights`, and exits with 0 if every tensor was taken, nothing was left unset and
@@ -72,6 +73,7 @@ def main() -> int:
         "--judge", required=True, type=Path, help="Script that loads a checkpoint with vLLM."
     )
     arguments.add_argument("--only", default="*", help="Cases to run, as `moe *`.")
+    arguments.add_argument("--converted", action="store_true", help="Convert from ModelOpt's dialect.")
     arguments.add_argument("--write", action="store_true", help="Keep the rows in vllm_loads.json.")
     options = arguments.parse_args()
     cases = [
@@ -79,29 +81,30 @@ def main() -> int:
     ]
     rows = []
     for kind, config in cases:
-        rows.append(row := run(kind, config, options.vllm, options.judge))
+        rows.append(row := run(kind, config, options))
         print(f"| {' | '.join(map(str, row.values()))} |", flush=True)
         if options.write:
             write(row)
     return int(any(row["verify"] not in (row["vllm"], "unknown") for row in rows))
 
 
-def run(kind: str, config: str, python: str, judge: Path) -> dict[str, Any]:
+def run(kind: str, config: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return what verify and vLLM make of one export."""
     nothing = dict.fromkeys(("exporter", "verify", "vllm"), "not written")
     row: dict[str, Any] = {"model": kind, "config": config, **nothing}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            report = export(kind, config, Path(folder) / "out")
+            make = convert if options.converted else export
+            written, directory = make(kind, config, Path(folder) / "out")
         except octavo.OctavoError as refusal:
             reason = re.search(r"refused \((.*?)\)", str(refusal))
             return {**row, "difference": reason[1] if reason else str(refusal)[:120]}
         judged = subprocess.run(
-            [python, str(judge), str(report.directory)], capture_output=True, text=True, check=False
+            [options.vllm, str(options.judge), str(directory)], capture_output=True, text=True, check=False
         )
         verdict, found = judgement(judged.stdout)
-        verified = verify_verdict(report.directory)
-    return {**row, "exporter": report.exporter, "verify": verified, "vllm": verdict, "difference": found}
+        verified = verify_verdict(directory)
+    return {**row, "exporter": written, "verify": verified, "vllm": verdict, "difference": found}
 
 
 def verify_verdict(directory: Path) -> str:
@@ -110,16 +113,27 @@ def verify_verdict(directory: Path) -> str:
     return "refused" if "error" in severities else "unknown" if severities else "loads"
 
 
-def export(kind: str, config: str, directory: Path) -> Any:
-    """Quantize the tiny model of a kind and export it for vLLM."""
+def export(kind: str, config: str, directory: Path, target: str | None = "vllm") -> tuple[str, Path]:
+    """Quantize the tiny model of a kind and export it; return how it is written, and where."""
     torch.manual_seed(0)
     model: nn.Module = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**MODELS[kind]), dtype=torch.bfloat16
     )
     batch = torch.randint(3, SIZES["vocab_size"], (4, 64))
     presets = octavo.merge_configs(*config.split("+"))
-    octavo.quantize(model.eval(), presets, [batch], quiet=True, target="vllm")
-    return octavo.export_hf_checkpoint(model, export_dir=directory, quiet=True, target="vllm")
+    octavo.quantize(model.eval(), presets, [batch], quiet=True, target=target)
+    report = octavo.export_hf_checkpoint(model, export_dir=directory, quiet=True, target=target)
+    return report.exporter, directory
+
+
+def convert(kind: str, config: str, directory: Path) -> tuple[str, Path]:
+    """Export the model in ModelOpt's dialect and convert that for vLLM; return how it is written, and where."""
+    export(kind, config, directory, target=None)
+    out = directory.with_name("converted")
+    report = octavo.convert_checkpoint(
+        directory, out, "compressed_tensors", target="vllm", lossy=True, quiet=True
+    )
+    return f"{report.dialect}, converted", out
 
 
 def judgement(output: str) -> tuple[str, str]:
@@ -143,9 +157,14 @@ def judgement(output: str) -> tuple[str, str]:
 def write(row: dict[str, Any]) -> None:
     """Put a row into the kept results."""
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-    others = [old for old in kept if (old["model"], old["config"]) != (row["model"], row["config"])]
-    rows = sorted([*others, row], key=lambda r: (list(MODELS).index(r["model"]), CONFIGS.index(r["config"])))
+    others = [old for old in kept if _key(old) != _key(row)]
+    rows = sorted([*others, row], key=_key)
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _key(row: dict[str, Any]) -> tuple[bool, int, int]:
+    is_converted = row["exporter"].endswith("converted")
+    return is_converted, list(MODELS).index(row["model"]), CONFIGS.index(row["config"])
 
 
 if __name__ == "__main__":

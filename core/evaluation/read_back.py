@@ -22,7 +22,9 @@ from octavo.core.packed import PackedAffine, PackedChain, PackedTensor
 from octavo.core.plugins import plugins
 
 
-def load_quantized(directory: str | Path, trust_remote_code: bool = False) -> nn.Module:
+def load_quantized(
+    directory: str | Path, trust_remote_code: bool = False, config: str | Path | None = None
+) -> nn.Module:
     """Build the model of a quantized checkpoint, with dequantized weights and quantized activations.
 
     Weights get the values that their codes stand for; inputs, keys and values are quantized in simulation with
@@ -31,6 +33,8 @@ def load_quantized(directory: str | Path, trust_remote_code: bool = False) -> nn
     Args:
         directory: A checkpoint that an installed exporter reads.
         trust_remote_code: Run modelling code that the checkpoint brings.
+        config: Folder of the framework's config.json, for checkpoints that have none, as TensorRT-LLM's; their own
+            when None.
 
     Raises:
         CheckpointError: no exporter knows the checkpoint, it is damaged or incomplete, or it does not fit the
@@ -39,7 +43,7 @@ def load_quantized(directory: str | Path, trust_remote_code: bool = False) -> nn
     """
     directory = Path(directory)
     checkpoint = exporter_of(directory).open(directory)
-    model = plugins().build_model(directory, checkpoint.dtype, trust_remote_code)
+    model = plugins().build_model(Path(config or directory), checkpoint.dtype, trust_remote_code)
     return fill_model(model, checkpoint).eval()
 
 

@@ -8,6 +8,14 @@ from torch import Tensor
 from octavo.core.formats import QuantSpec
 from octavo.core.formats.scales import SMALLEST_AMAX
 
+# What quantizes keys and values; their scales are stored beside attention layers.
+CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
+
+
+def largest_value(spec: QuantSpec) -> float:
+    """Return the largest value that codes and block scales of a format make: dialects divide maxima by it."""
+    return spec.global_max or spec.element_type.max
+
 
 def scale_from_state(state: dict[str, Tensor], divisor: float) -> Tensor:
     """Return the fp32 [] scale that stands for an activation's one state tensor.

@@ -11,6 +11,7 @@ from octavo.core.calibration.finalize import folded_layers
 from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
+from octavo.core.model.activation_scales import CACHE_QUANTIZERS
 from octavo.core.model.blocks import InMemoryBlocks
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
 from octavo.core.model.checkpoint_source import PackedWeight
@@ -20,8 +21,6 @@ from octavo.core.model.stored_weight import StoredWeight, input_state
 from octavo.core.modules import QuantAttention, quantized_layers
 from octavo.core.plugins import plugins
 from octavo.core.report.weight_error import WeightErrors
-
-_CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 
 
 class ModelSource:
@@ -61,7 +60,7 @@ class ModelSource:
             f"{names.get(name, name)}.{quantizer}": state
             for name, layer in quantized_layers(model)
             if isinstance(layer, QuantAttention)
-            for quantizer in _CACHE_QUANTIZERS
+            for quantizer in CACHE_QUANTIZERS
             if (state := input_state(layer, quantizer)) is not None and state.spec is not None
         }
         self.cache: QuantSpec | None = next((state.spec for state in self._caches.values()), None)

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.formats.scales import SMALLEST_AMAX
-from octavo.core.model.activation_scales import scale_from_state, state_from_scale
+from octavo.core.model.activation_scales import CACHE_QUANTIZERS, scale_from_state, state_from_scale
 from octavo.core.model.exporter import LayerFormat, SmoothingFolds
 from octavo.core.modules import QuantAttention, QuantModule
 from octavo.exporters.compressed_tensors.divisors import stored_maximum
 from octavo.exporters.compressed_tensors.strategies import as_input
-
-CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 
 
 class CompressedTensorsDialect:

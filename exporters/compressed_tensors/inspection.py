@@ -9,12 +9,13 @@ from torch import nn
 
 from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
+from octavo.core.model.activation_scales import CACHE_QUANTIZERS
 from octavo.core.model.exporter import LayerFormat
 from octavo.core.model.plain_caches import check_plain_caches
 from octavo.core.model.serving import active_specs, check_exportable
 from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modules import QuantAttention, QuantEmbedding, QuantModule, quantized_layers
-from octavo.exporters.compressed_tensors.dialect import CACHE_QUANTIZERS, CompressedTensorsDialect
+from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
 from octavo.exporters.compressed_tensors.formats import Format, format_for
 from octavo.exporters.compressed_tensors.metadata import FP8_CACHE
 

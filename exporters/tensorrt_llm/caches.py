@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.model.activation_scales import CACHE_QUANTIZERS
+
+__all__ = ["CACHES", "CACHE_QUANTIZERS", "SMALLEST_FP8_SCALE", "cache_name", "is_fp8_cache"]
 
 FP8_KV = QuantSpec("e4m3", PerTensor())
 INT8_KV = QuantSpec("int8", PerTensor())
 NVFP4_KV = QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0, dynamic=True)
 CACHES = {"FP8": FP8_KV, "INT8": INT8_KV, "NVFP4": NVFP4_KV}
-CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 SMALLEST_FP8_SCALE = 1.0  # below it, the peer's files say 1: FP8 needs no scale to hold small values
 
 

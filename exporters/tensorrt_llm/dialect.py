@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.formats import PerTensor, QuantSpec
-from octavo.core.model.activation_scales import scale_from_state, state_from_scale
+from octavo.core.model.activation_scales import largest_value, scale_from_state, state_from_scale
 from octavo.core.model.exporter import LayerFormat, SmoothingFolds
 from octavo.core.model.fused import ATTENTION_ROLES, GATED_ROLES, QUERY_NAMES, fused_groups
 from octavo.core.modules import QuantAttention, QuantModule, WeightSlot, quantized_layers
@@ -90,16 +90,11 @@ class TensorRtLlmDialect:
         self, quantizer: str, spec: QuantSpec, state: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return the state that the stored scale stands for: FP8 caches have one of at least 1."""
-        divisor = activation_divisor(spec)
+        divisor = largest_value(spec)
         scale = scale_from_state(state, divisor)
         if quantizer in CACHE_QUANTIZERS and is_fp8_cache(spec):
             scale = scale.clamp_min(SMALLEST_FP8_SCALE)
         return state_from_scale(scale, spec, divisor)
-
-
-def activation_divisor(spec: QuantSpec) -> float:
-    """Return what the dialect divides an activation's maximum by: the largest value that its codes make."""
-    return spec.global_max or spec.element_type.max
 
 
 def _joins_gate(layer: QuantModule | None) -> bool:

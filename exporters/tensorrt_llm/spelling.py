@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from octavo.core.formats.packing import pack, unpack
-from octavo.core.model.activation_scales import scale_from_state
+from octavo.core.model.activation_scales import largest_value, scale_from_state
 from octavo.core.model.exporter import InputState
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.exporters.tensorrt_llm.caches import CACHE_QUANTIZERS
-from octavo.exporters.tensorrt_llm.dialect import activation_divisor
 from octavo.exporters.tensorrt_llm.formats import Format
 
 _CODES = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8, "int4": torch.int8, "e2m1": torch.uint8}
@@ -87,7 +86,7 @@ def spell_cache(states: Mapping[str, InputState]) -> dict[str, Tensor]:
 
 def _scale(state: InputState) -> Tensor:
     assert state.spec is not None  # noqa: S101 (states without a format have no scale)
-    return scale_from_state(state.state, activation_divisor(state.spec))
+    return scale_from_state(state.state, largest_value(state.spec))
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

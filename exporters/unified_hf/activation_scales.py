@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from octavo.core.formats import QuantSpec
-from octavo.core.model.activation_scales import scale_from_state, state_from_scale
-from octavo.exporters.unified_hf.caches import CACHE_QUANTIZERS
+from octavo.core.model.activation_scales import (
+    CACHE_QUANTIZERS,
+    largest_value,
+    scale_from_state,
+    state_from_scale,
+)
 
 __all__ = ["divisor_of", "scale_from_state", "state_from_scale"]
 
@@ -17,4 +21,4 @@ def divisor_of(quantizer: str, spec: QuantSpec) -> float:
     Keys and values are divided by 448 whatever the format of the cache; other activations by the largest value
     that codes and block scales make.
     """
-    return _CACHE_MAX if quantizer in CACHE_QUANTIZERS else spec.global_max or spec.element_type.max
+    return _CACHE_MAX if quantizer in CACHE_QUANTIZERS else largest_value(spec)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
+from octavo.core.model.activation_scales import CACHE_QUANTIZERS
 from octavo.core.modules import QuantAttention
 from octavo.core.quantizers import Bias
 
 FP8_KV = QuantSpec("e4m3", PerTensor())
 NVFP4_KV = QuantSpec("e2m1", PerBlock(((-1, 16),)), "e4m3", 2688.0, dynamic=True)
-CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 NVFP4_AFFINE = "NVFP4_AFFINE"
 CACHES = {"FP8": FP8_KV, "NVFP4": NVFP4_KV, NVFP4_AFFINE: NVFP4_KV}
 BIAS = Bias((-4, -2))  # one for each channel of each head, however it was found

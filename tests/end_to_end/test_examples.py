@@ -119,3 +119,30 @@ def test_calibrate_once_runs_no_data_for_any_format(run: Runner) -> None:
     probed = [int(row.split("|")[2]) for row in rows]
     assert len(rows) == 5
     assert max(probed) <= 16 < tokens / 100, "a probe of a few tokens, not the data"
+
+
+def test_export_all_dialects(run: Runner) -> None:
+    rows = {
+        (row["format"], row["dialect"]): row
+        for row in json.loads(run("examples/export_all_dialects.py", "--json"))
+    }
+
+    formats, dialects = ("fp8", "int4_awq"), ("unified_hf", "compressed_tensors", "tensorrt_llm", "converted")
+    assert rows.keys() == {(name, dialect) for name in formats for dialect in dialects}
+    found = {key: (row["errors"], row["warnings"]) for key, row in rows.items()}
+    assert found.pop(("fp8", "unified_hf")) == (0, 10), "q/k/v and gate/up of 5 layers have unequal scales"
+    assert found.pop(("int4_awq", "unified_hf")) == (1, 0), "vLLM refuses INT4 in this dialect"
+    assert set(found.values()) == {(0, 0)}
+    for name in formats:
+        perplexity = [rows[name, dialect]["perplexity"] for dialect in dialects]
+        assert max(perplexity) <= 1.005 * min(perplexity)
+    assert rows["int4_awq", "converted"]["perplexity"] == rows["int4_awq", "unified_hf"]["perplexity"]
+    assert rows["int4_awq", "converted"]["codes_changed"] == 0
+    assert 0.2 < rows["fp8", "converted"]["codes_changed"] < 0.4, "k, v and up got the scale of q and gate"
+
+
+def test_reshard_trtllm(run: Runner) -> None:
+    four, back = run("examples/reshard_trtllm.py").splitlines()[-2:]
+
+    assert four.startswith("4 ranks: 412 tensors")
+    assert back == "put together again: the same bytes"

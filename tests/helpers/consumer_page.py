@@ -44,7 +44,8 @@ _RUNS = """
 `VLLM_SRC=DIR python benchmarks/vllm_loads.py --vllm PYTHON --judge SCRIPT --write`: tiny models with the shapes of
 Llama (dense), Qwen3 with a tied head (tied) and Qwen3-MoE (moe), exported with `target="vllm"`. "loads": every
 tensor was taken and nothing left unset; the difference is the largest between the weights as vLLM holds them and the
-values that the files stand for, relative. "not written": the export refused first.
+values that the files stand for, relative. "not written": the export refused first. "converted" (`--converted`):
+exported in ModelOpt's dialect without a target, then `octavo convert --to compressed_tensors --target vllm --lossy`.
 
 On a host without AVX-512 the judge must be told that there is one (`torch.cpu._is_avx512_supported`) for a quantized
 cache, since vLLM chooses a CPU kernel before it loads. Packed INT8 with a scale per channel in experts needs vLLM's

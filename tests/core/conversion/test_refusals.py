@@ -15,7 +15,8 @@ import octavo
 from helpers.adapters_models import tiny_model, tokens
 from helpers.cli_runner import MODEL
 from helpers.conversions import INT4, Unified, exported
-from helpers.exporters_models import MLP, export, with_json, with_tensors
+from helpers.exporters_models import MLP, export, json_of, with_json, with_tensors
+from helpers.integer_checkpoints import awq, gptq, written
 from octavo.core.errors import CheckpointError, ConfigError, ExportError, PluginError
 
 
@@ -91,6 +92,38 @@ def test_missing_scales(missing: str, tmp_path: Path) -> None:
     )
 
     message = re.escape(f"{MLP}.{missing}") + ("" if missing == "input_scale" else ", which goes with it")
+    refused(CheckpointError, message, source, tmp_path / "out", dialect="compressed_tensors")
+
+
+@pytest.mark.parametrize("config", [awq(), gptq()], ids=["AWQ", "GPTQ"])
+@pytest.mark.parametrize(
+    "where", [{"dialect": "compressed_tensors"}, {"dialect": "unified_hf"}, {"target": "vllm"}]
+)
+def test_zero_points_have_no_place_in_symmetric_dialects(
+    config: dict[str, Any], where: dict[str, str], tmp_path: Path
+) -> None:
+    written(tmp_path / "in", config)
+
+    message = r"in has codes with zero points, .* not written: model\.layers\.0\.mlp\.down_proj, .*14 in all"
+    refused(ExportError, message, tmp_path / "in", tmp_path / "out", **where)
+
+
+@pytest.mark.parametrize("missing", ["scales", "qzeros"])
+def test_what_is_missing_in_a_source_of_others_is_named(missing: str, tmp_path: Path) -> None:
+    written(tmp_path / "in", awq())
+    source = with_tensors(tmp_path / "in", lambda tensors: tensors.pop(f"{MLP}.{missing}"))
+
+    message = f"{re.escape(MLP)}.*{missing}"
+    refused(CheckpointError, message, source, tmp_path / "out", dialect="unified_hf")
+
+
+def test_a_shard_outside_the_folder(tmp_path: Path) -> None:
+    source = exported("INT8_WEIGHT_ONLY_CFG", tmp_path / "unified", max_shard_bytes=100_000)
+    (index,) = source.glob("*.index.json")
+    first = next(iter(json_of(index)["weight_map"]))
+    with_json(index, lambda data: data["weight_map"].update({first: "../other.safetensors"}))
+
+    message = re.escape(f"tensor {first!r} is said to be in '../other.safetensors', outside the folder")
     refused(CheckpointError, message, source, tmp_path / "out", dialect="compressed_tensors")
 
 

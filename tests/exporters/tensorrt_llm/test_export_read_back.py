@@ -11,7 +11,6 @@ from torch import Tensor
 
 import octavo
 from helpers.exporters_models import quantized
-from octavo.core.evaluation.read_back import fill_model
 from octavo.core.modules import quantized_layers
 from octavo.exporters.tensorrt_llm.reader import TensorRtLlmCheckpoint
 
@@ -65,13 +64,10 @@ def test_weights_are_those_of_the_finalized_model(preset: str, tmp_path: Path) -
     "preset", ["FP8_DEFAULT_CFG", "INT4_AWQ_CFG", "W4A8_AWQ_BETA_CFG", "NVFP4_DEFAULT_CFG"]
 )
 def test_the_model_read_back_computes_what_the_finalized_one_does(preset: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     model = quantized(preset, torch.bfloat16)
-    checkpoint = exported(model, tmp_path / "out", 1, 2)
-    served = fill_model(
-        AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16), checkpoint
-    ).eval()
+    exported(model, tmp_path / "out", 1, 2)
+    model.config.save_pretrained(tmp_path / "config")
+    served = octavo.load_quantized(tmp_path / "out", config=tmp_path / "config")
     ids = torch.arange(3, 20)[None]
     with octavo.finalized(model, "tensorrt_llm"), torch.no_grad():
         assert torch.equal(served(ids).logits, model(ids).logits)

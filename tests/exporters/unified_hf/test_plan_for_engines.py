@@ -24,7 +24,8 @@ PRESET_OF = {name: preset for preset, name in ALGORITHMS.items()}
         ("W8A8_SQ_PER_CHANNEL", "vllm", "loads"),  # as compressed-tensors
         ("MXFP6", "vllm", "refused"),
         ("W4A16_NVFP4", "trtllm", "unknown"),
-        ("NVFP4", "transformers", "refused"),
+        ("NVFP4", "transformers", "loads"),  # as compressed-tensors
+        ("MXINT8", "transformers", "refused"),
     ],
 )
 def test_the_plan_says_so(quant_algo: str, engine: str, status: str) -> None:
