@@ -105,16 +105,20 @@ def test_factors_on_one_input(change: Callable[[dict[str, Tensor]], None], tmp_p
     refused(f"holds {re.escape(names)} as one layer, whose input has one factor", source, tmp_path / "out")
 
 
-def test_tensors_without_a_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.layers.2.mtp.weight", "1 tensors of the model have no place .*: {}"),
+        ("model.norm.extra", "models of type 'llama' have no place for 1 tensors of the checkpoint: {}"),
+    ],
+)
+def test_tensors_without_a_place(name: str, message: str, tmp_path: Path) -> None:
     def change(tensors: dict[str, Tensor]) -> None:
-        tensors["model.layers.2.mtp.weight"] = torch.ones(2, 2, dtype=torch.bfloat16)
+        tensors[name] = torch.ones(2, 2, dtype=torch.bfloat16)
 
     source = with_tensors(int8(tmp_path / "unified"), change)
 
-    message = (
-        r"models of type 'llama' have no place for 1 tensors of the checkpoint: model\.layers\.2\.mtp\.weight"
-    )
-    refused(message, source, tmp_path / "out")
+    refused(message.format(re.escape(name)), source, tmp_path / "out")
 
 
 def test_lost_tensors(tmp_path: Path) -> None:

@@ -102,17 +102,16 @@ def test_an_export_that_does_not_read_back_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if a disk had changed what was written, and its digest with it."""
-    write = writer._write_ranks
+    check = writer._check_reads_back
 
-    def write_and_damage(checkpoint: Any, folder: Path, layout: Any) -> tuple[int, int]:
-        written = write(checkpoint, folder, layout)
+    def damage_and_check(folder: Path) -> None:
         tensors = load_file(folder / "rank0.safetensors")
         tensors["transformer.layers.1.mlp.fc.activation_scaling_factor"].fill_(float("nan"))
         save_file(tensors, folder / "rank0.safetensors")
         (folder / "octavo_manifest.rank0.json").unlink()
-        return written
+        check(folder)
 
-    monkeypatch.setattr(writer, "_write_ranks", write_and_damage)
+    monkeypatch.setattr(writer, "_check_reads_back", damage_and_check)
     model = octavo.quantize(model_of("GPT-2"), "FP8_DEFAULT_CFG", token_batches(1), quiet=True)
     with pytest.raises(
         octavo.CheckpointError, match=r"layers\.1\.mlp\.fc\.activation_scaling_factor.* rank 0.*nan"

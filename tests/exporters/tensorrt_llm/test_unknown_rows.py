@@ -29,11 +29,11 @@ def test_rows_that_are_not_known(segments: Mapping[str, RowSegments], missing: s
     description = octavo.plugins().describe_model(model)
     assert description is not None
     source = ModelSource(model, inspect_model(model, for_reader=False), False, {}, WeightErrors())
-    joined = next(block_layers(description, 0, source))
+    joined = next(block_layers(description, 0, source, {}))
     assert joined.layers == [FUSED]
     rows = [part.index for part in joined.parts[0] if part.index is not None]
     assert torch.equal(torch.cat(rows), torch.arange(256)), "queries, keys and values, by their known rows"
 
     message = f"which rows of {re.escape(FUSED)} are {re.escape(missing)} is not known; add `segments` to the model's"
     with pytest.raises(octavo.ExportError, match=message):
-        next(block_layers(replace(description, segments=segments), 0, source))
+        next(block_layers(replace(description, segments=segments), 0, source, {}))
