@@ -97,7 +97,7 @@ def measure(tool: str, case: str, quantize: Quantize, repeats: int, forward: boo
     process ever had, so that a process measures one case.
     """
     base, batches = model(), data()
-    quantize(model(num_layers=1), batches[:1])
+    quantize(model(num_layers=1), batches)
     forward_loop(base, batches[:1])
     passes, seconds, forwards, megabytes = [], [], [], []
     for _ in range(repeats):

@@ -9,10 +9,9 @@ from torch import Tensor
 from octavo.core.conversion.numbers import neutral, stored_state
 from octavo.core.errors import CheckpointError, ExportError, listed
 from octavo.core.formats import PerTensor, QuantSpec
+from octavo.core.model.activation_scales import CACHE_QUANTIZERS
 from octavo.core.model.exporter import InputState, LayerFormat, QuantizedCheckpoint
 from octavo.core.packed import PackedAffine, PackedChain, PackedTensor
-
-_CACHE_QUANTIZERS = ("k_bmm_quantizer", "v_bmm_quantizer")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def survey(checkpoint: QuantizedCheckpoint) -> Survey:
     if missing:
         raise CheckpointError(f"{checkpoint.directory} has scales and no codes of {listed(missing)}")
     states = checkpoint.activations()
-    caches = {name: state for name, state in states.items() if name.endswith(_CACHE_QUANTIZERS)}
+    caches = {name: state for name, state in states.items() if name.endswith(CACHE_QUANTIZERS)}
     without_scales = checkpoint.cache_without_scales()
     formats = [state.spec for state in (*caches.values(), *without_scales.values())]
     return Survey(

@@ -16,7 +16,7 @@ from octavo.core.model.module_names import module_names
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.exporters.tensorrt_llm.caches import CACHE_QUANTIZERS, CACHES, cache_name
 from octavo.exporters.tensorrt_llm.formats import format_for, formats
-from octavo.exporters.tensorrt_llm.model_source import experts_of
+from octavo.exporters.tensorrt_llm.model_weights import experts_of
 from octavo.exporters.tensorrt_llm.unspelling import state_of
 
 

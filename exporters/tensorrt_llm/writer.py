@@ -33,7 +33,7 @@ from octavo.exporters.tensorrt_llm.dialect import TensorRtLlmDialect
 from octavo.exporters.tensorrt_llm.families import family_for
 from octavo.exporters.tensorrt_llm.inspection import QuantizedParts, inspect_model
 from octavo.exporters.tensorrt_llm.layout import Layout
-from octavo.exporters.tensorrt_llm.model_source import ModelSource
+from octavo.exporters.tensorrt_llm.model_weights import ModelWeights
 from octavo.exporters.tensorrt_llm.rank_files import RankFiles
 from octavo.exporters.tensorrt_llm.reader import TensorRtLlmCheckpoint
 from octavo.exporters.tensorrt_llm.sharding import shard_tensor
@@ -117,7 +117,7 @@ def _write(
     family, description = family_for(config, options.decoder_type), describe(model)
     warnings = [*options.notes, *unstored_quantizers(model, TensorRtLlmDialect())]
     with _finalized(model, parts, options.target):
-        source = ModelSource(model, parts, options.target is not None, config, errors)
+        source = ModelWeights(model, parts, options.target is not None, config, errors)
         roles = description.renamed(source.modules)
         checkpoint = Checkpoint(source, roles, family, options.dtype, parts.cache, options.target is not None)
         num_tensors, num_bytes = write_checkpoint(checkpoint, folder, options.layout)

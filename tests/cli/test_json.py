@@ -80,9 +80,7 @@ def test_plan(octavo_command: Run) -> None:
 
 
 def test_a_plan_that_refuses_is_still_one_document(octavo_command: Run) -> None:
-    done = octavo_command(
-        "plan", MODEL, "--preset", "W4A8_MXFP4_FP8_CFG", "--target", "vllm", "--json"
-    )
+    done = octavo_command("plan", MODEL, "--preset", "W4A8_MXFP4_FP8_CFG", "--target", "vllm", "--json")
 
     assert (done.code, done.err) == (3, "")
     assert len(done.json["errors"]) == 1

@@ -14,7 +14,7 @@ from octavo.core.report.weight_error import WeightErrors
 from octavo.exporters.tensorrt_llm.checkpoint import Checkpoint
 from octavo.exporters.tensorrt_llm.families import family_for
 from octavo.exporters.tensorrt_llm.inspection import inspect_model
-from octavo.exporters.tensorrt_llm.model_source import ModelSource
+from octavo.exporters.tensorrt_llm.model_weights import ModelWeights
 
 
 def test_tensors_come_one_by_one() -> None:
@@ -22,7 +22,7 @@ def test_tensors_come_one_by_one() -> None:
     description = plugins().describe_model(model)
     assert description is not None
     with octavo.finalized(model, "tensorrt_llm"):
-        source = ModelSource(
+        source = ModelWeights(
             model, inspect_model(model, False), False, model.config.to_dict(), WeightErrors()
         )
         family = family_for(source.config, None)

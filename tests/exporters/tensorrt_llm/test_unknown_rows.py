@@ -15,7 +15,7 @@ from octavo.core.model.segments import RowSegments
 from octavo.core.report.weight_error import WeightErrors
 from octavo.exporters.tensorrt_llm.inspection import inspect_model
 from octavo.exporters.tensorrt_llm.joined import block_layers
-from octavo.exporters.tensorrt_llm.model_source import ModelSource
+from octavo.exporters.tensorrt_llm.model_weights import ModelWeights
 
 FUSED = "model.layers.0.self_attn.qkv_proj"
 
@@ -28,7 +28,7 @@ def test_rows_that_are_not_known(segments: Mapping[str, RowSegments], missing: s
     model = tiny("phi3", **DECODER)
     description = octavo.plugins().describe_model(model)
     assert description is not None
-    source = ModelSource(model, inspect_model(model, for_reader=False), False, {}, WeightErrors())
+    source = ModelWeights(model, inspect_model(model, for_reader=False), False, {}, WeightErrors())
     joined = next(block_layers(description, 0, source, {}))
     assert joined.layers == [FUSED]
     rows = [part.index for part in joined.parts[0] if part.index is not None]

@@ -22,7 +22,7 @@ from octavo.exporters.tensorrt_llm.formats import format_for
 from octavo.exporters.tensorrt_llm.inspection import QuantizedParts
 
 
-class ModelSource:
+class ModelWeights:
     """The tensors of a model by their names in checkpoints; see `source.WeightSource`.
 
     Codes are made when they are asked for, and those of one parameter are kept until another is asked for.
