@@ -14,7 +14,7 @@ from octavo.core.calibration.layer_records import attach_described, describe_qua
 from octavo.core.errors import CheckpointError, listed
 from octavo.core.model.checkpoint_layout import Place
 from octavo.core.model.expert_layout import layout_in_files
-from octavo.core.model.exporter import Exporter, InputState, QuantizedCheckpoint
+from octavo.core.model.exporter import Exporter, InputState, OwnConfigExporter, QuantizedCheckpoint
 from octavo.core.model.module_names import module_names
 from octavo.core.modes.record import ModeRecord, set_history
 from octavo.core.modules import QuantAttention, quantized_class
@@ -37,12 +37,18 @@ def load_quantized(
             when None.
 
     Raises:
-        CheckpointError: no exporter knows the checkpoint, it is damaged or incomplete, or it does not fit the
-            model of its config.
+        CheckpointError: no exporter knows the checkpoint, it is damaged or incomplete, it does not fit the model of its
+            config, or it has none and `config` is not given.
         UnsupportedError: the model's parameters are stored in a form that cannot be read yet.
     """
     directory = Path(directory)
-    checkpoint = exporter_of(directory).open(directory)
+    exporter = exporter_of(directory)
+    if config is None and isinstance(exporter, OwnConfigExporter):
+        raise CheckpointError(
+            f"{directory} is a {exporter.name} checkpoint, whose config.json is not the model's; give the folder of "
+            "the original model as config=…"
+        )
+    checkpoint = exporter.open(directory)
     model = plugins().build_model(Path(config or directory), checkpoint.dtype, trust_remote_code)
     return fill_model(model, checkpoint).eval()
 

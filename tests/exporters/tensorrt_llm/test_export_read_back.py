@@ -71,3 +71,10 @@ def test_the_model_read_back_computes_what_the_finalized_one_does(preset: str, t
     ids = torch.arange(3, 20)[None]
     with octavo.finalized(model, "tensorrt_llm"), torch.no_grad():
         assert torch.equal(served(ids).logits, model(ids).logits)
+
+
+def test_the_config_of_the_model_is_asked_for(tmp_path: Path) -> None:
+    exported(quantized("FP8_DEFAULT_CFG", torch.bfloat16), tmp_path / "out", 1, 1)
+
+    with pytest.raises(octavo.CheckpointError, match=r"out is a tensorrt_llm checkpoint, .* as config=…"):
+        octavo.load_quantized(tmp_path / "out")
