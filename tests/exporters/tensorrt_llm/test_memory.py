@@ -42,6 +42,7 @@ def _bytes_of_tensors() -> int:
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in gc.get_objects()
-        if type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta  # other tests leave tensors without memory
+        if type(t) in (Tensor, torch.nn.Parameter)
+        and not t.is_meta  # other tests leave tensors without memory
     }
     return sum(storages.values())
