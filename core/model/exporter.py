@@ -237,6 +237,9 @@ class Exporter(Protocol):
     def open(self, directory: Path) -> QuantizedCheckpoint:
         """Open a checkpoint."""
 
+    def stores(self, layer: LayerFormat) -> bool:
+        """Whether a checkpoint of this format can be written of a layer of that format."""
+
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""
 

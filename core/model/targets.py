@@ -123,6 +123,20 @@ def best_serving(layers: Mapping[str, ServedLayer], target: str) -> Serving:
     return min(servings, key=lambda one: (_BEST_FIRST.index(one.status), not one.sentences("loads")))
 
 
+def unstored(layers: Mapping[str, ServedLayer], exporter: Exporter) -> dict[str, list[str]]:
+    """Return the formats of weights that checkpoints of `exporter` have no place for, with their layers."""
+    found: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        weight, inputs = layer.chains.get("weight_quantizer", ()), layer.chains.get("input_quantizer", ())
+        if layer.is_linear and len(weight) in (1, 2) and len(inputs) <= 1:
+            layer_format = LayerFormat(
+                weight[0], inputs[0] if inputs else None, weight[1] if weight[1:] else None
+            )
+            if not exporter.stores(layer_format):
+                found.setdefault(str(layer_format), []).append(name)
+    return found
+
+
 def serving(exporter: Exporter, layers: Mapping[str, ServedLayer], target: str) -> Serving:
     """Return what `target` makes of these layers from checkpoints of `exporter`."""
     weighted = [name for name, layer in layers.items() if layer.chains.get("weight_quantizer")]

@@ -7,13 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from octavo.core.errors import listed
+from octavo.core.errors import PlanError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.fused import fused_groups, fused_names
-from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
+from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts, unstored
 from octavo.core.plan.settings import LayerSetting
 from octavo.core.plan.tensor_parallel import rank_rows
+from octavo.core.plugins import plugins
 
 
 def target_problems(
@@ -35,6 +36,24 @@ def target_problems(
     errors = served.sentences("refused") + [text for status, text in unlike if status == "refused"]
     warnings = served.sentences("unknown") + [text for status, text in unlike if status == "unknown"]
     return _exporter_of(served), errors, warnings
+
+
+def check_stored(layers: Sequence[LayerSetting], exporter: str) -> None:
+    """Refuse formats that checkpoints of an exporter have no place for, before any work.
+
+    Raises:
+        PlanError: there are such; they are named, with the exporters that do have a place.
+    """
+    served = _served_layers(layers, None, 1)
+    found = unstored(served, plugins().exporter(exporter))
+    if not found:
+        return
+    others = [name for name in plugins().exporter_names() if not unstored(served, plugins().exporter(name))]
+    shown = "; ".join(f"{what}: {listed(names, 2)}" for what, names in found.items())
+    raise PlanError(
+        f"{exporter} checkpoints have no place for these formats: {shown}. Exporters that have: "
+        f"{', '.join(others) or 'none'}; with a target, what that engine loads is written"
+    )
 
 
 def _exporter_of(served: Serving) -> str | None:

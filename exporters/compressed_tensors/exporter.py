@@ -40,6 +40,10 @@ class CompressedTensorsExporter:
         """Open a checkpoint."""
         return CompressedTensorsCheckpoint(directory)
 
+    def stores(self, layer: LayerFormat) -> bool:
+        """Whether a checkpoint can be written of a layer of this format."""
+        return format_for(layer) is not None
+
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""
         known = format_for(layer)

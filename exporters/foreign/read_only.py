@@ -60,6 +60,10 @@ class ReadOnlyExporter:
         file = directory / "config.json"
         return IntegerCheckpoint(directory, self.layout(read_json(file)["quantization_config"], file))
 
+    def stores(self, layer: LayerFormat) -> bool:
+        """Return False: such checkpoints are not written."""
+        return False
+
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say that such checkpoints are not written."""
         return Verdict("refused", f"{self.name} checkpoints are read, not written")

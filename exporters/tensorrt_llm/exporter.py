@@ -14,6 +14,7 @@ from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
 from octavo.exporters.tensorrt_llm.conversion import write_converted
 from octavo.exporters.tensorrt_llm.dialect import TensorRtLlmDialect
+from octavo.exporters.tensorrt_llm.formats import format_for
 from octavo.exporters.tensorrt_llm.layout import Layout
 from octavo.exporters.tensorrt_llm.rank_reader import is_tensorrt_llm
 from octavo.exporters.tensorrt_llm.reader import TensorRtLlmCheckpoint
@@ -50,6 +51,10 @@ class TensorRtLlmExporter:
     def open(self, directory: Path) -> QuantizedCheckpoint:
         """Open a checkpoint of any layout."""
         return TensorRtLlmCheckpoint(directory)
+
+    def stores(self, layer: LayerFormat) -> bool:
+        """Whether a checkpoint can be written of a layer of this format."""
+        return format_for(layer) is not None
 
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say that no engine that `target` names reads these checkpoints."""

@@ -15,6 +15,7 @@ from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
 from octavo.core.model.spelled_files import write_checked
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.reader import UnifiedHfCheckpoint, is_unified_hf
+from octavo.exporters.unified_hf.schemes import scheme_for
 from octavo.exporters.unified_hf.source_spelling import spelling_of
 from octavo.exporters.unified_hf.targets import cache_verdict, layer_verdict, mixture_verdict, shape_verdict
 from octavo.exporters.unified_hf.writer import export_hf_checkpoint
@@ -38,6 +39,10 @@ class UnifiedHfExporter:
     def open(self, directory: Path) -> QuantizedCheckpoint:
         """Open a checkpoint."""
         return UnifiedHfCheckpoint(directory)
+
+    def stores(self, layer: LayerFormat) -> bool:
+        """Whether a checkpoint can be written of a layer of this format."""
+        return scheme_for(layer) is not None
 
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         """Say whether the engine `target` loads a layer of this format."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 import octavo
+from helpers.reference import same_tensor
 from helpers.tensorrt_llm_reference import PRESETS, reference_folder, reference_model
 
 LAYOUTS = {"tp1pp1": (1, 1), "tp2pp2": (2, 2)}
@@ -46,17 +46,11 @@ def test_export_equals_the_reference(
     for name in ranks:
         found, expected = load_file(out / name), load_file(reference / name)
         assert found.keys() == expected.keys()
-        assert [key for key in expected if not _same(key, found[key], expected[key])] == []
+        assert [
+            key for key in expected if not same_tensor(key, found[key], expected[key], ACTIVATION_SCALES)
+        ] == []
     assert _config_of(out) == _config_of(reference)
     assert not (out / "quant_cfg.json").exists()
-
-
-def _same(name: str, found: Tensor, expected: Tensor) -> bool:
-    if found.dtype != expected.dtype or found.shape != expected.shape:
-        return False
-    if name.endswith(ACTIVATION_SCALES):
-        return torch.allclose(found, expected, rtol=2**-7, atol=0)
-    return torch.equal(found.flatten().view(torch.uint8), expected.flatten().view(torch.uint8))
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -64,6 +64,9 @@ GOOD = {
         class Exporter:
             name = "good_format"
 
+            def stores(self, layer):
+                return False
+
             def serves(self, target, layer):
                 from octavo.core.model.exporter import Verdict
                 return Verdict("loads", "said by the plugin")

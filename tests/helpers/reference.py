@@ -76,11 +76,13 @@ def median_token_distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median().item()
 
 
-def same_tensor(name: str, found: Tensor, expected: Tensor) -> bool:
+def same_tensor(
+    name: str, found: Tensor, expected: Tensor, activation_scales: tuple[str, ...] = ACTIVATION_SCALES
+) -> bool:
     """Whether two tensors of a checkpoint are the same bytes, or nearly so where activations made them."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return False
-    if name.endswith(ACTIVATION_SCALES):
+    if name.endswith(activation_scales):
         return torch.allclose(found, expected, rtol=2**-7, atol=0)
     return torch.equal(found.flatten().view(torch.uint8), expected.flatten().view(torch.uint8))
 

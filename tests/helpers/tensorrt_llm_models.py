@@ -12,20 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import octavo
 from helpers.exporters_models import json_of
-from helpers.tiny import VOCABULARY, tiny_llama, token_batches
+from helpers.tiny import SIZES, tiny_llama, token_batches
 
-DECODER = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+DECODER = {**SIZES, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def tiny(model_type: str, dtype: torch.dtype = torch.bfloat16, **config: Any) -> nn.Module:

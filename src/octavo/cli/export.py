@@ -32,6 +32,11 @@ def check_dialect(dialect: str, target: str | None, pp: int) -> None:
         )
 
 
+def exporter_name(dialect: str) -> str:
+    """Return the exporter that writes a dialect where no target chooses."""
+    return "unified_hf" if dialect == HUGGING_FACE else dialect
+
+
 def export(
     model: nn.Module,
     out: Path,

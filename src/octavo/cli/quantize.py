@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options, output
-from octavo.cli.export import HUGGING_FACE, check_dialect, export
+from octavo.cli.export import HUGGING_FACE, check_dialect, export, exporter_name
 from octavo.cli.skeleton import check_needs_no_data, plan_checkpoint
 from octavo.core.errors import ConfigError
 from octavo.core.model.atomic_folder import check_place
+from octavo.core.plan.targets import check_stored
 from octavo.core.plugins import plugins
 from octavo.core.plugins.hookspecs import DataRequest
 
@@ -62,6 +63,8 @@ def quantize(
     statistics = None if stats is None else octavo.Statistics.load(stats)
     made = plan_checkpoint(model, config, load_as, trust_remote_code, engine, tp, stats_budget)
     made.check()
+    if engine is None:
+        check_stored(made.layers, exporter_name(dialect))
     tokenizer = batches = None
     if calib_data is not None or _has_tokenizer(model):
         tokenizer = plugins().load_tokenizer(model, trust_remote_code)

@@ -9,16 +9,8 @@ from types import ModuleType
 import pytest
 
 import octavo
+from helpers.tensorrt_llm_reference import PRESETS
 
-PRESETS = (
-    "FP8_DEFAULT_CFG",
-    "FP8_DEFAULT_CFG+FP8_KV_CFG",
-    "INT4_AWQ_CFG",
-    "INT8_SMOOTHQUANT_CFG",
-    "INT8_WEIGHT_ONLY_CFG",
-    "NVFP4_DEFAULT_CFG",
-    "W4A8_AWQ_BETA_CFG",
-)
 ONE, FOUR = "tp1pp1", "tp2pp2"
 
 

@@ -99,6 +99,9 @@ class ScaledExporter:
     def open(self, directory: Path) -> ScaledCheckpoint:
         return ScaledCheckpoint(directory)
 
+    def stores(self, layer: LayerFormat) -> bool:
+        return True
+
     def serves(self, target: str, layer: LayerFormat) -> Verdict:
         return Verdict("unknown", "no engine serves the scaled framework")
 
