@@ -8,7 +8,19 @@ from octavo.core.ops.calls import (
     fake_quantize,
     fake_quantized_linear,
     operand,
+    packed_expert_linear,
+    packed_linear,
     quantize,
 )
 
-__all__ = ["NOTHING", "amax", "dequantize", "fake_quantize", "fake_quantized_linear", "operand", "quantize"]
+__all__ = [
+    "NOTHING",
+    "amax",
+    "dequantize",
+    "fake_quantize",
+    "fake_quantized_linear",
+    "operand",
+    "packed_expert_linear",
+    "packed_linear",
+    "quantize",
+]

@@ -90,6 +90,70 @@ def dequantize(quantized: Quantized, spec: QuantSpec, shape: Sequence[int], dtyp
     return cast(Tensor, torch.ops.octavo.dequantize(*quantized, spec.key, shape, dtype))
 
 
+def packed_linear(
+    x: Tensor,
+    bias: Tensor | None,
+    weight: Quantized,
+    weight_spec: QuantSpec,
+    weight_dtype: torch.dtype,
+    x_state: Sequence[Tensor] = (),
+    x_spec: str = NOTHING,
+    then_state: Sequence[Tensor] = (),
+    then_spec: str = NOTHING,
+    x_range_mask: bool = True,
+) -> Tensor:
+    """Return `linear(fake_quantize(x), weight, bias)` of a packed weight, which is never there as a whole in a kernel.
+
+    Gradients reach `x` and `bias`. Autocast as in `fake_quantized_linear`.
+
+    Args:
+        x: Any float dtype, [..., in_features].
+        bias: [out_features], or None.
+        weight: Codes and scales of [out_features, in_features].
+        weight_spec: Their format.
+        weight_dtype: Dtype in which the weight's values are rounded.
+        x_state: Calibrated tensors of `x`, as in `fake_quantize`.
+        x_spec: Chain of specs of `x`.
+        then_state: Calibrated tensors of `then_spec`.
+        then_spec: Chain of specs by which the weight's values are rounded once more.
+        x_range_mask: Stop the gradient of `x` where a value saturates.
+
+    Returns:
+        [..., out_features].
+    """
+    sides = (x_state, x_spec, *weight, weight_spec.key, then_state, then_spec, weight_dtype, x_range_mask)
+    return cast(Tensor, torch.ops.octavo.packed_linear(x, bias, *sides, _autocast_dtype(x)))
+
+
+def packed_expert_linear(
+    x: Tensor,
+    expert: Tensor,
+    bias: Tensor | None,
+    weight: Quantized,
+    weight_spec: QuantSpec,
+    weight_dtype: torch.dtype,
+    then_state: Sequence[Tensor] = (),
+    then_spec: str = NOTHING,
+) -> Tensor:
+    """Return `linear(x[i], weight[expert[i]], bias[expert[i]])` for each row i, of packed stacked weights.
+
+    Args:
+        x: Any float dtype, [rows, in_features].
+        expert: int64 [rows]: the weight of each row.
+        bias: [experts, out_features], or None.
+        weight: Codes and scales of [experts, out_features, in_features].
+        weight_spec: Their format, stacked.
+        weight_dtype: Dtype in which the weights' values are rounded.
+        then_state: Calibrated tensors of `then_spec`, stacked.
+        then_spec: Chain of specs by which the values are rounded once more, stacked.
+
+    Returns:
+        [rows, out_features]; gradients reach `x` and `bias`.
+    """
+    sides = (*weight, weight_spec.key, then_state, then_spec, weight_dtype)
+    return cast(Tensor, torch.ops.octavo.packed_expert_linear(x, expert, bias, *sides))
+
+
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the dtype that autocast multiplies `x` in; None outside of it and for float64, which it leaves alone."""
     device = x.device.type

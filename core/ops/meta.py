@@ -81,5 +81,49 @@ def dequantize(
     return payload.new_empty(shape, dtype=dtype)
 
 
-for _function in (amax, fake_quantize, fake_quantize_backward, fake_quantized_linear, quantize, dequantize):
+def packed_linear(
+    x: Tensor,
+    bias: Tensor | None,
+    x_state: Sequence[Tensor],
+    x_spec: str,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+    x_range_mask: bool,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    _check_values(x, bias, *x_state, payload, scale, global_scale, *then_state)
+    return product(x, payload.new_empty((payload.shape[0], x.shape[-1]), dtype=weight_dtype), bias, dtype)
+
+
+def packed_expert_linear(
+    x: Tensor,
+    expert: Tensor,
+    bias: Tensor | None,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+) -> Tensor:
+    _check_values(x, expert, bias, payload, scale, global_scale, *then_state)
+    return x.new_empty(x.shape[0], payload.shape[1])
+
+
+for _function in (
+    amax,
+    fake_quantize,
+    fake_quantize_backward,
+    fake_quantized_linear,
+    quantize,
+    dequantize,
+    packed_linear,
+    packed_expert_linear,
+):
     register_fake(f"octavo::{_function.__name__}", _function, lib=LIBRARY)

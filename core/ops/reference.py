@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch.nn.functional import linear
 from octavo.core import formats
 from octavo.core.errors import ShapeError
 from octavo.core.formats import QuantSpec, parse_chain
+from octavo.core.formats.spec import unstacked_chain
 from octavo.core.ops.calls import operand
+from octavo.core.ops.kernels import run
 from octavo.core.ops.schema import LIBRARY
 
 
@@ -91,5 +94,62 @@ def dequantize(
     return formats.dequantize(payload, scale, global_scale, _only(spec), shape, dtype).contiguous()
 
 
-for _function in (amax, fake_quantize, fake_quantize_backward, fake_quantized_linear, quantize, dequantize):
-    LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+def packed_linear(
+    x: Tensor,
+    bias: Tensor | None,
+    x_state: Sequence[Tensor],
+    x_spec: str,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+    x_range_mask: bool,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    shape = (payload.shape[0], x.shape[-1])
+    weight = torch.ops.octavo.dequantize(payload, scale, global_scale, weight_spec, shape, weight_dtype)
+    return product(operand(x, x_state, x_spec), operand(weight, then_state, then_spec), bias, dtype)
+
+
+def packed_expert_linear(
+    x: Tensor,
+    expert: Tensor,
+    bias: Tensor | None,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+) -> Tensor:
+    one, then = unstacked_chain(weight_spec), unstacked_chain(then_spec)
+    shape = (payload.shape[1], x.shape[-1])
+    result = x.new_empty(x.shape[0], payload.shape[1])
+    for index in torch.unique(expert).tolist():
+        rows = (expert == index).nonzero().flatten()
+        parts = [None if part is None else part[index] for part in (payload, scale, global_scale)]
+        weight = torch.ops.octavo.dequantize(*parts, one, shape, weight_dtype)
+        weight = operand(weight, [state[index] for state in then_state], then)
+        result[rows] = linear(x[rows], weight, None if bias is None else bias[index])
+    return result
+
+
+OPERATORS = (
+    amax,
+    fake_quantize,
+    fake_quantize_backward,
+    fake_quantized_linear,
+    quantize,
+    dequantize,
+    packed_linear,
+    packed_expert_linear,
+)
+
+for _function in OPERATORS:
+    LIBRARY.impl(  # type: ignore[no-untyped-call]
+        _function.__name__, partial(run, _function.__name__, _function), "CompositeExplicitAutograd"
+    )

@@ -28,6 +28,14 @@ SCHEMAS = (
     "quantize(Tensor x, Tensor[] state, str spec) -> Tensor[]",
     "dequantize(Tensor payload, Tensor scale, Tensor? global_scale, str spec, SymInt[] shape, "
     "ScalarType dtype) -> Tensor",
+    # linear(fake_quantize(x), weight, bias) with weight = fake_quantize(dequantize(payload, …), then_spec), of
+    # weight_dtype and shape [payload.shape[0], x.shape[-1]]; gradients reach x and bias.
+    "packed_linear(Tensor x, Tensor? bias, Tensor[] x_state, str x_spec, Tensor payload, Tensor scale, "
+    "Tensor? global_scale, str weight_spec, Tensor[] then_state, str then_spec, ScalarType weight_dtype, "
+    "bool x_range_mask, ScalarType? dtype) -> Tensor",
+    # The same for rows x [rows, in] of which each has a weight of its own among stacked ones [experts, out, in].
+    "packed_expert_linear(Tensor x, Tensor expert, Tensor? bias, Tensor payload, Tensor scale, "
+    "Tensor? global_scale, str weight_spec, Tensor[] then_state, str then_spec, ScalarType weight_dtype) -> Tensor",
 )
 
 for _schema in SCHEMAS:

@@ -86,6 +86,11 @@ def verifiers() -> Mapping[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def kernels() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Return {name: `package.module:object`} of `core.ops.kernels.Kernels` objects. Called at loading."""
+
+
+@hookspec
 def calibration_algorithms() -> Mapping[str, str]:  # type: ignore[empty-body]
     """Return {method: `package.module:Class`} of `core.calibration.algorithm.Algorithm` classes. Called at loading."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what is named in signatures only is not imported with `octa
     from octavo.core.model.checkpoint_layout import CheckpointLayout
     from octavo.core.model.description import ModelDescription
     from octavo.core.model.exporter import Exporter
+    from octavo.core.ops.kernels import Kernels
     from octavo.core.plugins.hookspecs import DataRequest
     from octavo.core.plugins.loading import PluginStatus
     from octavo.core.verification.verifier import Verifier
@@ -32,6 +33,7 @@ class Plugins:
         self.statuses = statuses
         self._hook = manager.hook
         self._exporters = {name: key for part in self._hook.exporters() for name, key in part.items()}
+        self._kernels = {name: key for part in self._hook.kernels() for name, key in part.items()}
         self._verifiers = {name: key for part in self._hook.verifiers() for name, key in part.items()}
 
     def calibration_algorithms(self) -> dict[str, str]:
@@ -60,6 +62,14 @@ class Plugins:
             PluginError: a plugin's module cannot be imported.
         """
         return [cast("Verifier", self._loaded("verifier", *item)) for item in sorted(self._verifiers.items())]
+
+    def kernels(self) -> list[Kernels]:
+        """Return the kernels that plugins brought, by name.
+
+        Raises:
+            PluginError: a plugin's module cannot be imported.
+        """
+        return [cast("Kernels", self._loaded("kernels", *item)) for item in sorted(self._kernels.items())]
 
     def exporter_for(self, directory: Path) -> Exporter | None:
         """Return the exporter that reads the checkpoint in `directory`, or None when it is not quantized."""
