@@ -78,7 +78,7 @@ def using(*names: str) -> Iterator[None]:
 
 def candidates(device_type: str) -> Sequence[Kernels]:
     """Return the kernels for a kind of device, whether they can run here or not."""
-    return [kernels for kernels in _all() if kernels.device_type == device_type]
+    return [kernels for kernels in all_kernels() if kernels.device_type == device_type]
 
 
 def unselected(kernels: Kernels) -> str | None:
@@ -106,7 +106,7 @@ def _parse(text: str) -> tuple[str, ...] | None:
 
 
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
-    known = [REFERENCE, *(kernels.name for kernels in _all())]
+    known = [REFERENCE, *(kernels.name for kernels in all_kernels())]
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -116,7 +116,8 @@ def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @cache
-def _all() -> Sequence[Kernels]:
+def all_kernels() -> Sequence[Kernels]:
+    """Return what plugins brought, whether it can run here or not."""
     from octavo.core.plugins import plugins  # which imports layers, and they the operators
 
     return plugins().kernels()

@@ -45,6 +45,7 @@ app.command("report")(report.report)
 app.command("reshard")(reshard.reshard)
 app.command("presets")(listings.presets)
 app.command("plugins")(listings.plugins)
+app.command("kernels")(listings.kernels)
 
 
 def main() -> None:

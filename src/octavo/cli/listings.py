@@ -1,8 +1,12 @@
-"""`octavo presets` and `octavo plugins`: what there is to choose from."""
+"""`octavo presets`, `octavo plugins` and `octavo kernels`: what there is to choose from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Annotated
+
+import typer
 
 from octavo.cli import options, output
 from octavo.core.calibration.algorithms import algorithms_of
@@ -11,6 +15,8 @@ from octavo.core.config import kv_preset_names, preset, preset_names
 from octavo.core.config.entries import parse_rules
 from octavo.core.config.rules import decide
 from octavo.core.errors import OctavoError
+from octavo.core.formats import QuantSpec
+from octavo.core.ops.implementations import implementations
 from octavo.core.plugins import plugins as loaded_plugins
 
 
@@ -49,13 +55,41 @@ def plugins(as_json: options.AsJson = False) -> None:
         output.print_table("plugins", columns, [[row[c] or "" for c in columns] for row in rows])
 
 
+def kernels(
+    name: Annotated[str | None, typer.Option("--preset", help="Only formats of this preset.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List what computes each operator on each device, why others do not, and formats left to the reference."""
+    chains = {spec.key: str(spec) for name in ([name] if name else preset_names()) for spec in _specs(name)}
+    rows = [
+        {
+            "device": one.device_type,
+            "operator": one.operator,
+            "runs": one.runs,
+            "others": dict(one.others),
+            "left_to_reference": {chains[chain]: why for chain, why in one.left.items()},
+        }
+        for one in implementations(list(chains))
+    ]
+    if as_json:
+        output.print_json(rows)
+    else:
+        columns = ("device", "operator", "runs", "others", "left_to_reference")
+        output.print_table("kernels", columns, [[row[c] or "" for c in columns] for row in rows])
+
+
+def _specs(name: str) -> Iterator[QuantSpec]:
+    """Yield the formats of a preset."""
+    for rule in parse_rules(preset(name)["quant_cfg"]):
+        for attributes in decide("*", [rule.parent_class or ""], [replace(rule, pattern="*")]).stages:
+            yield attributes.to_spec()
+
+
 def _missing(name: str) -> str | None:
     """Return why this version cannot run a preset, or None."""
     try:
         algorithms_of(preset(name)["algorithm"])
-        for rule in parse_rules(preset(name)["quant_cfg"]):
-            for attributes in decide("*", [rule.parent_class or ""], [replace(rule, pattern="*")]).stages:
-                attributes.to_spec()
+        list(_specs(name))
     except OctavoError as error:
         return str(error)
     return None
