@@ -21,6 +21,7 @@ class Algorithm(BaseModel):
         method: The name by which a config asks for it.
         solves: Families of weight formats (`support.py`) that it knows.
         leaves: Families of which weights keep the scales that they have. Others are refused.
+        moves_weights: Whether weights hold other values afterwards, so that the original model is gone.
         layerwise: Whether to calibrate block by block. This and what follows: one algorithm of a list that asks for it
             does for all.
         all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
@@ -35,6 +36,7 @@ class Algorithm(BaseModel):
     method: ClassVar[str] = ""
     solves: ClassVar[frozenset[str]] = frozenset(FAMILIES)
     leaves: ClassVar[frozenset[str]] = frozenset()
+    moves_weights: ClassVar[bool] = False
     layerwise: Layerwise = Layerwise()
     all_experts: StrictBool = False
     expert_statistics: Literal["shared", "own"] = "shared"

@@ -46,6 +46,7 @@ class Compensate(Algorithm):
     """
 
     method: ClassVar[str] = "compensate"
+    moves_weights = True
     layerwise: AlwaysLayerwise = AlwaysLayerwise()
     damping: float = Field(default=0.01, gt=0, allow_inf_nan=False, strict=True)
     sweeps: int = Field(default=4, ge=0, strict=True)

@@ -47,6 +47,7 @@ class Gptq(Algorithm):
     """
 
     method: ClassVar[str] = "gptq"
+    moves_weights = True
     perc_damp: float = Field(default=0.01, gt=0, le=1, strict=True)
     block_size: int = Field(default=128, ge=1, strict=True)
     fused: StrictBool = False

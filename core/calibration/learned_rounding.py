@@ -48,6 +48,7 @@ class LearnRounding(Algorithm):
     """
 
     method: ClassVar[str] = "learned_rounding"
+    moves_weights = True
     layerwise: Layerwise = Layerwise(enable=True)
     iterations: int = Field(default=50, ge=1, strict=True)
     batch_size: int = Field(default=4, ge=1, strict=True)

@@ -28,6 +28,7 @@ class Svdquant(AwqLite):
     """
 
     method: ClassVar[str] = "svdquant"
+    moves_weights = True
     lowrank: int = Field(default=32, gt=0)
     skip_layers: tuple[str, ...] | None = None
 

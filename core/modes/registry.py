@@ -13,6 +13,7 @@ from octavo.core.errors import ModeError, nearest
 _MODES = {
     "quantize": "octavo.core.calibration.mode:QuantizeMode",
     "fold_weight": "octavo.core.calibration.fold_mode:FoldMode",
+    "distill": "octavo.core.distillation.mode:DistillMode",
 }
 
 
