@@ -11,8 +11,9 @@ ERRORS = {
     "PluginError", "ShapeError", "UnsupportedError",
 }  # fmt: skip
 PUBLIC = ERRORS | {
-    "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "Statistics", "TensorQuantizer",
-    "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer", "enable_huggingface",
+    "DistillConfig", "Distillation", "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "Statistics", "TeacherLogits",
+    "TensorQuantizer", "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer",
+    "distill", "enable_huggingface", "export_student",
     "enable_quantizer", "export_hf_checkpoint", "export_tensorrt_llm_checkpoint",
     "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized",
     "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names",
