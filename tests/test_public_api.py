@@ -15,7 +15,7 @@ PUBLIC = ERRORS | {
     "TensorQuantizer", "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer",
     "distill", "enable_huggingface", "export_student",
     "enable_quantizer", "export_hf_checkpoint", "export_tensorrt_llm_checkpoint",
-    "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized",
+    "finalize", "finalized", "fold_batch_norm", "fold_weight", "history", "hookimpl", "load_quantized",
     "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names",
     "print_quant_summary", "quantize", "register", "reshard_tensorrt_llm", "restore", "save",
     "set_quantizer_attribute", "set_quantizer_by_cfg", "text_batches", "unfinalize", "unquantize", "unregister",

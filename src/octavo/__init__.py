@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from octavo.core.plugins.markers import hookimpl
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
+    from octavo.core.training.fold_batch_norm import fold_batch_norm
     from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
     from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint
@@ -92,6 +93,7 @@ _MODULE_OF = {
     "export_tensorrt_llm_checkpoint": "octavo.exporters.tensorrt_llm.writer",
     "finalize": "octavo.core.calibration.finalize",
     "finalized": "octavo.core.calibration.finalize",
+    "fold_batch_norm": "octavo.core.training.fold_batch_norm",
     "fold_weight": "octavo.core.calibration.fold",
     "history": "octavo.core.modes",
     "hookimpl": "octavo.core.plugins.markers",
@@ -153,6 +155,7 @@ __all__ = [
     "export_tensorrt_llm_checkpoint",
     "finalize",
     "finalized",
+    "fold_batch_norm",
     "fold_weight",
     "history",
     "hookimpl",
