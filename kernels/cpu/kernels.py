@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.kernels.cpu.library import library
+from octavo.kernels.cpu.packed_product import packed_expert_linear, packed_linear
 
 
 class CpuKernels:
@@ -20,7 +21,7 @@ class CpuKernels:
 
     def operators(self) -> Mapping[str, Callable[..., Any]]:
         """Return a function for each operator that is compiled."""
-        return {}
+        return {"packed_linear": packed_linear, "packed_expert_linear": packed_expert_linear}
 
     def declines(self, operator: str, spec: str) -> str | None:
         """Return why `operator` is left to the reference for `spec`, or None."""
