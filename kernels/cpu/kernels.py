@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octavo.kernels.cpu.elementwise import OPERATORS
 from octavo.kernels.cpu.library import library
 
 
@@ -20,7 +21,7 @@ class CpuKernels:
 
     def operators(self) -> Mapping[str, Callable[..., Any]]:
         """Return a function for each operator that is compiled."""
-        return {}
+        return OPERATORS
 
     def declines(self, operator: str, spec: str) -> str | None:
         """Return why `operator` is left to the reference for `spec`, or None."""
