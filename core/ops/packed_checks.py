@@ -9,8 +9,8 @@ from torch import Tensor
 
 from octavo.core.errors import ShapeError, UnsupportedError
 from octavo.core.formats import Quantized, QuantSpec, parse_chain
-from octavo.core.formats.packing import packed_length
-from octavo.core.formats.scales import SCALE_DTYPES
+from octavo.core.formats.quantization import check_shapes
+from octavo.core.ops.stages import check_stored
 
 
 def check_packed_linear(
@@ -86,7 +86,7 @@ def _check(
     _check_parts(x, weight, spec, (*payload.shape[:-1], x.shape[-1]))
     if bias is not None:
         _check_device(x, "bias", bias)
-        _check_part("bias", bias, bias.dtype, payload.shape[:-1])
+        _check_shape("bias", bias, payload.shape[:-1])
     if dtype is None:
         _check_dtypes(x, bias, weight_dtype)
 
@@ -94,28 +94,19 @@ def _check(
 def _check_parts(x: Tensor, weight: Quantized, spec: QuantSpec, shape: tuple[int, ...]) -> None:
     if spec.is_stacked != (len(shape) == 3):
         raise ShapeError(f"a weight of shape {shape} is not of the format {spec}")
-    length = packed_length(shape[-1], spec.element_type.bits)
-    expected: list[tuple[str, torch.dtype, Sequence[int]]] = [
-        ("payload", torch.uint8, (*shape[:-1], length)),
-        ("scale", SCALE_DTYPES[spec.scale], spec.granularity.scale_shape(shape)),
-    ]
-    if spec.global_max is not None:
-        expected.append(("global_scale", torch.float32, spec.state_shape("global_amax", shape)))
-    elif weight.global_scale is not None:
-        raise ShapeError(f"a weight of format {spec} has no global_scale, found one")
-    for name, dtype, part_shape in expected:
-        part = getattr(weight, name)
-        if part is None:
-            raise ShapeError(f"a weight of format {spec} has a {name}, found None")
-        _check_device(x, name, part)
-        _check_part(f"{name} of a weight {shape} packed as {spec}", part, dtype, part_shape)
-
-
-def _check_part(name: str, part: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> None:
-    if tuple(part.shape) != tuple(shape) or part.dtype != dtype:
-        raise ShapeError(
-            f"{name} is {_name(dtype)} {list(shape)}, found {_name(part.dtype)} {list(part.shape)}"
+    payload, scale, global_scale = weight
+    _check_device(x, "the weight", payload)
+    check_stored(payload, scale, global_scale, spec)
+    check_shapes(payload, scale, spec, shape)
+    if global_scale is not None:
+        _check_shape(
+            f"the global scale of a weight {shape}", global_scale, spec.state_shape("global_amax", shape)
         )
+
+
+def _check_shape(name: str, part: Tensor, shape: Sequence[int]) -> None:
+    if tuple(part.shape) != tuple(shape):
+        raise ShapeError(f"{name} has shape {tuple(shape)}, found {tuple(part.shape)}")
 
 
 def _check_dtypes(x: Tensor, bias: Tensor | None, weight_dtype: torch.dtype) -> None:

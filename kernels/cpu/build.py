@@ -22,7 +22,7 @@ SOURCES = Path(__file__).resolve().parent / "src"
 LIBRARY = "octavo_cpu.so"
 DIGEST = "octavo_cpu.digest"
 # Without contraction a product and a sum round twice, as in the reference.
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall")
+FLAGS = ("-O2", "-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 HIDDEN = "-fvisibility=hidden"
 AVX2 = ("-mavx2", "-mf16c", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octavo.kernels.cpu import elementwise, packed_product
 from octavo.kernels.cpu.library import library
-from octavo.kernels.cpu.packed_product import packed_expert_linear, packed_linear
 
 
 class CpuKernels:
@@ -21,10 +21,12 @@ class CpuKernels:
 
     def operators(self) -> Mapping[str, Callable[..., Any]]:
         """Return a function for each operator that is compiled."""
-        return {"packed_linear": packed_linear, "packed_expert_linear": packed_expert_linear}
+        return {**elementwise.OPERATORS, **packed_product.OPERATORS}
 
     def declines(self, operator: str, spec: str) -> str | None:
         """Return why `operator` is left to the reference for `spec`, or None."""
+        if operator in packed_product.OPERATORS:
+            return packed_product.declines(spec)
         return None if operator in self.operators() else "not compiled"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from types import NotImplementedType
 from typing import Any
 
 import torch
@@ -45,13 +46,13 @@ def packed_linear(
     weight_dtype: torch.dtype,
     x_range_mask: bool,
     dtype: torch.dtype | None,
-) -> Tensor:
+) -> Tensor | NotImplementedType:
     """Compute the operator; a chain of formats of the weight and float64 are left to the reference."""
     weight = Quantized(payload, scale, global_scale)
     check_packed_linear(x, bias, weight, weight_spec, weight_dtype, dtype)
     rounding = _rounding(weight_spec, then_spec, weight_dtype, dtype or x.dtype)
     if rounding is None:
-        return NotImplemented  # type: ignore[no-any-return]
+        return NotImplemented
     num_rows = x.shape[:-1].numel()
     if num_rows > MOST_ROWS and multiplies_int8() and multiplies_exactly(x_spec, weight_spec, x.shape[-1]):
         rows = x.reshape(num_rows, x.shape[-1])
@@ -74,14 +75,14 @@ def packed_expert_linear(
     then_spec: str,
     weight_dtype: torch.dtype,
     dtype: torch.dtype | None,
-) -> Tensor:
+) -> Tensor | NotImplementedType:
     """Compute the operator, expert by expert; what is left to the reference as in `packed_linear`."""
     weight = Quantized(payload, scale, global_scale)
     check_packed_expert_linear(x, expert, bias, weight, weight_spec, weight_dtype, dtype)
     one = unstacked_chain(weight_spec)
     rounding = _rounding(one, then_spec, weight_dtype, dtype or x.dtype)
     if rounding is None:
-        return NotImplemented  # type: ignore[no-any-return]
+        return NotImplemented
     used, num_rows = torch.unique(expert, return_counts=True)
     check_experts(used.tolist(), payload.shape[0])
     by_expert = torch.split(expert.argsort(stable=True), num_rows.tolist())
@@ -93,10 +94,15 @@ def packed_expert_linear(
     return result
 
 
+def declines(spec: str) -> str | None:
+    """Return why weights of a chain of formats are left to the reference, or None."""
+    first, *then = parse_chain(unstacked_chain(spec))
+    return "values that are rounded once more" if then else why_not(first)
+
+
 def _rounding(spec: str, then_spec: str, weight_dtype: torch.dtype, dtype: torch.dtype) -> int | None:
     """Return how the weight's values are rounded; None where the product is not computed here."""
-    (only,) = parse_chain(spec)
-    return rounding_of(weight_dtype, dtype) if then_spec == NOTHING and why_not(only) is None else None
+    return rounding_of(weight_dtype, dtype) if then_spec == NOTHING and declines(spec) is None else None
 
 
 def _product(
@@ -171,3 +177,9 @@ class _Functions:
 @cache
 def _functions() -> _Functions:
     return _Functions(library().function)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "packed_linear": packed_linear,
+    "packed_expert_linear": packed_expert_linear,
+}
