@@ -161,7 +161,7 @@ def _threads(num_products: int) -> int:
     return 1 if num_products < _ALONE else torch.get_num_threads()
 
 
-class _Functions:
+class Functions:
     """The compiled functions."""
 
     def __init__(self, function: Callable[[str, Sequence[Any]], Callable[..., None]]) -> None:
@@ -175,8 +175,8 @@ class _Functions:
 
 
 @cache
-def _functions() -> _Functions:
-    return _Functions(library().function)
+def _functions() -> Functions:
+    return Functions(library().function)
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
