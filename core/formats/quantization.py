@@ -119,6 +119,20 @@ def dequantize(
     Raises:
         ShapeError: payload or scale do not fit `shape`.
     """
+    check_shapes(payload, scale, spec, shape)
+    codes = unpack(payload, spec.element_type.bits, shape[-1])
+    grid = spec.granularity.blocked(decode(codes, spec.element_type))
+    step = step_from_stored(scale, global_scale, spec)
+    values = grid * step.reshape(keepdim_shape(spec.granularity, shape))
+    return unblocked(values, spec.granularity, shape).to(dtype)
+
+
+def check_shapes(payload: Tensor, scale: Tensor, spec: QuantSpec, shape: Sequence[int]) -> None:
+    """Check the parts of a quantized tensor of `shape`.
+
+    Raises:
+        ShapeError: payload or scale do not fit `shape`.
+    """
     expected = {
         "payload": (*shape[:-1], packed_length(shape[-1], spec.element_type.bits)),
         "scale": spec.granularity.scale_shape(shape),
@@ -129,11 +143,6 @@ def dequantize(
                 f"a tensor of shape {tuple(shape)} quantized as {spec} has a {part} of shape {part_shape}, "
                 f"found {tuple(tensor.shape)}"
             )
-    codes = unpack(payload, spec.element_type.bits, shape[-1])
-    grid = spec.granularity.blocked(decode(codes, spec.element_type))
-    step = step_from_stored(scale, global_scale, spec)
-    values = grid * step.reshape(keepdim_shape(spec.granularity, shape))
-    return unblocked(values, spec.granularity, shape).to(dtype)
 
 
 def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:

@@ -1,6 +1,6 @@
 """The operators of Octavo (`torch.ops.octavo.*`): schemas, reference, meta functions and gradients."""
 
-from octavo.core.ops import gradients, meta, reference, schema  # noqa: F401  (importing registers them)
+from octavo.core.ops import gradients, meta, packed_gradients, reference, schema  # noqa: F401  (importing registers them)
 from octavo.core.ops.calls import (
     NOTHING,
     amax,

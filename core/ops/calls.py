@@ -120,6 +120,10 @@ def packed_linear(
 
     Returns:
         [..., out_features].
+
+    Raises:
+        ShapeError: shapes or dtypes do not fit.
+        UnsupportedError: tensors are on several devices.
     """
     sides = (x_state, x_spec, *weight, weight_spec.key, then_state, then_spec, weight_dtype, x_range_mask)
     return cast(Tensor, torch.ops.octavo.packed_linear(x, bias, *sides, _autocast_dtype(x)))
@@ -148,9 +152,13 @@ def packed_expert_linear(
         then_spec: Chain of specs by which the values are rounded once more, stacked.
 
     Returns:
-        [rows, out_features]; gradients reach `x` and `bias`.
+        [rows, out_features]; gradients reach `x` and `bias`. Autocast as in `fake_quantized_linear`.
+
+    Raises:
+        ShapeError: shapes or dtypes do not fit, or there is no such expert.
+        UnsupportedError: tensors are on several devices.
     """
-    sides = (*weight, weight_spec.key, then_state, then_spec, weight_dtype)
+    sides = (*weight, weight_spec.key, then_state, then_spec, weight_dtype, _autocast_dtype(x))
     return cast(Tensor, torch.ops.octavo.packed_expert_linear(x, expert, bias, *sides))
 
 

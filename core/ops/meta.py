@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.library import register_fake
 
 from octavo.core.errors import UnsupportedError
-from octavo.core.formats import parse_chain
+from octavo.core.formats import Quantized, parse_chain
 from octavo.core.formats.packing import packed_length
 from octavo.core.formats.scales import SCALE_DTYPES
+from octavo.core.ops.packed_checks import check_packed_expert_linear, check_packed_linear
 from octavo.core.ops.reference import product
 from octavo.core.ops.schema import LIBRARY
 
@@ -97,6 +98,7 @@ def packed_linear(
     dtype: torch.dtype | None,
 ) -> Tensor:
     _check_values(x, bias, *x_state, payload, scale, global_scale, *then_state)
+    check_packed_linear(x, bias, Quantized(payload, scale, global_scale), weight_spec, weight_dtype, dtype)
     return product(x, payload.new_empty((payload.shape[0], x.shape[-1]), dtype=weight_dtype), bias, dtype)
 
 
@@ -111,9 +113,28 @@ def packed_expert_linear(
     then_state: Sequence[Tensor],
     then_spec: str,
     weight_dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     _check_values(x, expert, bias, payload, scale, global_scale, *then_state)
-    return x.new_empty(x.shape[0], payload.shape[1])
+    weight = Quantized(payload, scale, global_scale)
+    check_packed_expert_linear(x, expert, bias, weight, weight_spec, weight_dtype, dtype)
+    return x.new_empty(x.shape[0], payload.shape[1], dtype=dtype)
+
+
+def packed_expert_linear_backward(
+    grad: Tensor,
+    expert: Tensor,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+    in_features: int,
+) -> Tensor:
+    _check_values(grad, expert, payload, scale, global_scale, *then_state)
+    return grad.new_empty(grad.shape[0], in_features)
 
 
 for _function in (
@@ -125,5 +146,6 @@ for _function in (
     dequantize,
     packed_linear,
     packed_expert_linear,
+    packed_expert_linear_backward,
 ):
     register_fake(f"octavo::{_function.__name__}", _function, lib=LIBRARY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,25 +10,17 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from octavo.core import formats
-from octavo.core.errors import ShapeError
-from octavo.core.formats import QuantSpec, parse_chain
+from octavo.core.formats import Quantized, QuantSpec, parse_chain
 from octavo.core.formats.spec import unstacked_chain
 from octavo.core.ops.calls import operand
 from octavo.core.ops.kernels import run
+from octavo.core.ops.packed_checks import (
+    check_experts,
+    check_packed_expert_linear,
+    check_packed_linear,
+)
 from octavo.core.ops.schema import LIBRARY
-
-
-def stages(state: Sequence[Tensor], spec: str) -> list[tuple[QuantSpec, Sequence[Tensor]]]:
-    """Return each spec of a chain with its part of the state."""
-    chain = parse_chain(spec)
-    names = [name for stage in chain for name in stage.state]
-    if len(state) != len(names):
-        raise ShapeError(
-            f"a chain of {[str(stage) for stage in chain]} takes {len(names)} calibrated tensors "
-            f"({', '.join(names) or 'none'}), found {len(state)}"
-        )
-    rest = iter(state)
-    return [(stage, [next(rest) for _ in stage.state]) for stage in chain]
+from octavo.core.ops.stages import check_stored, stages
 
 
 def _only(spec: str) -> QuantSpec:
@@ -42,13 +34,13 @@ def amax(x: Tensor, spec: str) -> Tensor:
 
 def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: bool = True) -> Tensor:
     result = x
-    for stage, tensors in stages(state, spec):
+    for stage, tensors in stages(x, state, spec):
         result = formats.fake_quantize(result, tensors, stage)
     return x.clone(memory_format=torch.contiguous_format) if result is x else result.contiguous()
 
 
 def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> Tensor:
-    for stage, tensors in stages(state, spec):
+    for stage, tensors in stages(x, state, spec):
         if stage.state:
             grad = grad * formats.in_range(x, tensors, stage)
         x = formats.fake_quantize(x, tensors, stage)
@@ -80,7 +72,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype |
 
 
 def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:
-    return [part.contiguous() for part in formats.quantize(x, state, _only(spec)) if part is not None]
+    ((only, tensors),) = stages(x, state, spec)
+    return [part.contiguous() for part in formats.quantize(x, tensors, only) if part is not None]
 
 
 def dequantize(
@@ -91,7 +84,9 @@ def dequantize(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    return formats.dequantize(payload, scale, global_scale, _only(spec), shape, dtype).contiguous()
+    only = _only(spec)
+    check_stored(payload, scale, global_scale, only)
+    return formats.dequantize(payload, scale, global_scale, only, shape, dtype).contiguous()
 
 
 def packed_linear(
@@ -109,6 +104,7 @@ def packed_linear(
     x_range_mask: bool,
     dtype: torch.dtype | None,
 ) -> Tensor:
+    check_packed_linear(x, bias, Quantized(payload, scale, global_scale), weight_spec, weight_dtype, dtype)
     shape = (payload.shape[0], x.shape[-1])
     weight = torch.ops.octavo.dequantize(payload, scale, global_scale, weight_spec, shape, weight_dtype)
     return product(operand(x, x_state, x_spec), operand(weight, then_state, then_spec), bias, dtype)
@@ -125,17 +121,56 @@ def packed_expert_linear(
     then_state: Sequence[Tensor],
     then_spec: str,
     weight_dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> Tensor:
-    one, then = unstacked_chain(weight_spec), unstacked_chain(then_spec)
-    shape = (payload.shape[1], x.shape[-1])
-    result = x.new_empty(x.shape[0], payload.shape[1])
-    for index in torch.unique(expert).tolist():
-        rows = (expert == index).nonzero().flatten()
-        parts = [None if part is None else part[index] for part in (payload, scale, global_scale)]
-        weight = torch.ops.octavo.dequantize(*parts, one, shape, weight_dtype)
-        weight = operand(weight, [state[index] for state in then_state], then)
-        result[rows] = linear(x[rows], weight, None if bias is None else bias[index])
+    weight = Quantized(payload, scale, global_scale)
+    check_packed_expert_linear(x, expert, bias, weight, weight_spec, weight_dtype, dtype)
+    weights = _expert_weights(expert, weight, weight_spec, then_state, then_spec, weight_dtype, x.shape[-1])
+    result = x.new_empty(x.shape[0], payload.shape[1], dtype=dtype)
+    for index, rows, values in weights:
+        result[rows] = product(x[rows], values, None if bias is None else bias[index], dtype)
     return result
+
+
+def packed_expert_linear_backward(
+    grad: Tensor,
+    expert: Tensor,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+    in_features: int,
+) -> Tensor:
+    weight = Quantized(payload, scale, global_scale)
+    weights = _expert_weights(expert, weight, weight_spec, then_state, then_spec, weight_dtype, in_features)
+    result = grad.new_empty(grad.shape[0], in_features)
+    for _, rows, values in weights:
+        result[rows] = grad[rows] @ values.to(grad.dtype)
+    return result
+
+
+def _expert_weights(
+    expert: Tensor,
+    weight: Quantized,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    dtype: torch.dtype,
+    in_features: int,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield each expert that rows ask for, those rows (int64) and its weight [out, in] in `dtype`."""
+    one, then = unstacked_chain(weight_spec), unstacked_chain(then_spec)
+    num_experts, out_features = weight.payload.shape[:2]
+    used = torch.unique(expert).tolist()
+    check_experts(used, num_experts)
+    for index in used:
+        parts = [None if part is None else part[index] for part in weight]
+        values = torch.ops.octavo.dequantize(*parts, one, (out_features, in_features), dtype)
+        values = operand(values, [state[index] for state in then_state], then)
+        yield index, (expert == index).nonzero().flatten(), values
 
 
 OPERATORS = (
@@ -147,6 +182,7 @@ OPERATORS = (
     dequantize,
     packed_linear,
     packed_expert_linear,
+    packed_expert_linear_backward,
 )
 
 for _function in OPERATORS:

@@ -35,7 +35,12 @@ SCHEMAS = (
     "bool x_range_mask, ScalarType? dtype) -> Tensor",
     # The same for rows x [rows, in] of which each has a weight of its own among stacked ones [experts, out, in].
     "packed_expert_linear(Tensor x, Tensor expert, Tensor? bias, Tensor payload, Tensor scale, "
-    "Tensor? global_scale, str weight_spec, Tensor[] then_state, str then_spec, ScalarType weight_dtype) -> Tensor",
+    "Tensor? global_scale, str weight_spec, Tensor[] then_state, str then_spec, ScalarType weight_dtype, "
+    "ScalarType? dtype) -> Tensor",
+    # Its gradient to x, of grad's dtype: grad[i] @ weight[expert[i]], with in_features columns.
+    "packed_expert_linear_backward(Tensor grad, Tensor expert, Tensor payload, Tensor scale, "
+    "Tensor? global_scale, str weight_spec, Tensor[] then_state, str then_spec, ScalarType weight_dtype, "
+    "SymInt in_features) -> Tensor",
 )
 
 for _schema in SCHEMAS:

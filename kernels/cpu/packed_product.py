@@ -1,0 +1,185 @@
+"""Products with packed weights: a few rows of codes at a time are decoded into the cache, never the whole weight.
+
+Up to `MOST_ROWS` rows of x are multiplied where codes are decoded. For more of them, panels of decoded rows are left to
+torch's matrix product; int8 on both sides to `int8_product`, where the processor has instructions for that. The
+weight's values are those of the reference, bit for bit; sums are in fp32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from types import NotImplementedType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+
+from octavo.core.formats import Quantized, parse_chain
+from octavo.core.formats.spec import unstacked_chain
+from octavo.core.ops.calls import NOTHING, operand
+from octavo.core.ops.packed_checks import check_experts, check_packed_expert_linear, check_packed_linear
+from octavo.kernels.cpu.int8_product import int8_product, multiplies_exactly
+from octavo.kernels.cpu.library import library
+from octavo.kernels.cpu.machine import multiplies_bfloat16, multiplies_int8
+from octavo.kernels.cpu.packed_weight import PackedWeight, packed_weight, rounding_of, why_not
+
+MOST_ROWS = 64  # of x, in src/packed_product.cpp
+_LANES = 8
+_PANEL_VALUES = 2**20  # fp32 values of a panel: 4 MB
+_ALONE = 2**17  # products that one thread does faster than several wake up
+
+
+def packed_linear(
+    x: Tensor,
+    bias: Tensor | None,
+    x_state: Sequence[Tensor],
+    x_spec: str,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+    x_range_mask: bool,
+    dtype: torch.dtype | None,
+) -> Tensor | NotImplementedType:
+    """Compute the operator; a chain of formats of the weight and float64 are left to the reference."""
+    weight = Quantized(payload, scale, global_scale)
+    check_packed_linear(x, bias, weight, weight_spec, weight_dtype, dtype)
+    rounding = _rounding(weight_spec, then_spec, weight_dtype, dtype or x.dtype)
+    if rounding is None:
+        return NotImplemented
+    num_rows = x.shape[:-1].numel()
+    if num_rows > MOST_ROWS and multiplies_int8() and multiplies_exactly(x_spec, weight_spec, x.shape[-1]):
+        rows = x.reshape(num_rows, x.shape[-1])
+        result = int8_product(rows, x_state, x_spec, bias, weight).to(dtype or x.dtype)
+    else:
+        rows = operand(x, x_state, x_spec).reshape(num_rows, x.shape[-1])
+        result = _product(rows, bias, weight, weight_spec, rounding, dtype or x.dtype)
+    return result.reshape(*x.shape[:-1], payload.shape[0])
+
+
+def packed_expert_linear(
+    x: Tensor,
+    expert: Tensor,
+    bias: Tensor | None,
+    payload: Tensor,
+    scale: Tensor,
+    global_scale: Tensor | None,
+    weight_spec: str,
+    then_state: Sequence[Tensor],
+    then_spec: str,
+    weight_dtype: torch.dtype,
+    dtype: torch.dtype | None,
+) -> Tensor | NotImplementedType:
+    """Compute the operator, expert by expert; what is left to the reference as in `packed_linear`."""
+    weight = Quantized(payload, scale, global_scale)
+    check_packed_expert_linear(x, expert, bias, weight, weight_spec, weight_dtype, dtype)
+    one = unstacked_chain(weight_spec)
+    rounding = _rounding(one, then_spec, weight_dtype, dtype or x.dtype)
+    if rounding is None:
+        return NotImplemented
+    used, num_rows = torch.unique(expert, return_counts=True)
+    check_experts(used.tolist(), payload.shape[0])
+    by_expert = torch.split(expert.argsort(stable=True), num_rows.tolist())
+    result = x.new_empty(x.shape[0], payload.shape[1], dtype=dtype)
+    for index, rows in zip(used.tolist(), by_expert, strict=True):
+        parts = _each(weight, lambda part: part[index])  # noqa: B023 (called at once)
+        offset = None if bias is None else bias[index]
+        result[rows] = _product(x[rows], offset, parts, one, rounding, result.dtype)
+    return result
+
+
+def declines(spec: str) -> str | None:
+    """Return why weights of a chain of formats are left to the reference, or None."""
+    first, *then = parse_chain(unstacked_chain(spec))
+    return "values that are rounded once more" if then else why_not(first)
+
+
+def _rounding(spec: str, then_spec: str, weight_dtype: torch.dtype, dtype: torch.dtype) -> int | None:
+    """Return how the weight's values are rounded; None where the product is not computed here."""
+    return rounding_of(weight_dtype, dtype) if then_spec == NOTHING and declines(spec) is None else None
+
+
+def _product(
+    x: Tensor, bias: Tensor | None, weight: Quantized, spec: str, rounding: int, dtype: torch.dtype
+) -> Tensor:
+    """Return x [rows, in] times the weight, in `dtype`, of operands rounded to it."""
+    x, bias = x.to(dtype), None if bias is None else bias.to(dtype).contiguous()
+    weight = _each(weight, Tensor.contiguous)
+    shape = (weight.payload.shape[0], x.shape[1])
+    pointers = packed_weight(weight, spec, shape, rounding)
+    multiply = _few_rows if x.shape[0] <= MOST_ROWS else _by_panels
+    return multiply(x, bias, pointers)
+
+
+def _each(weight: Quantized, change: Callable[[Tensor], Tensor]) -> Quantized:
+    payload, scale, global_scale = weight
+    return Quantized(change(payload), change(scale), None if global_scale is None else change(global_scale))
+
+
+def _few_rows(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
+    padded = pad(x.float(), (0, -x.shape[1] % _LANES)).contiguous()
+    offset = None if bias is None else bias.float()
+    result = padded.new_empty(x.shape[0], weight.out_features)
+    _functions().product(
+        weight,
+        padded.data_ptr(),
+        None if offset is None else offset.data_ptr(),
+        *padded.shape,
+        result.data_ptr(),
+        _threads(weight.out_features * padded.numel()),
+    )
+    return result.to(x.dtype)
+
+
+def _by_panels(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
+    """Decode a panel of rows at a time, and leave its product to torch."""
+    result = x.new_empty(x.shape[0], weight.out_features)
+    dtype = x.dtype if x.dtype == torch.bfloat16 and multiplies_bfloat16() else torch.float32
+    x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    for begin, panel in _panels(weight):
+        columns = slice(begin, begin + panel.shape[0])
+        result[:, columns] = linear(x, panel.to(dtype), None if bias is None else bias[columns])
+    return result
+
+
+def _panels(weight: PackedWeight) -> Iterator[tuple[int, Tensor]]:
+    length = max(_PANEL_VALUES // max(weight.in_features, 1), 1)
+    for begin in range(0, weight.out_features, length):
+        count = min(length, weight.out_features - begin)
+        panel = torch.empty(count, weight.in_features)
+        _functions().rows(weight, begin, count, panel.data_ptr(), _threads(panel.numel()))
+        yield begin, panel
+
+
+def _threads(num_products: int) -> int:
+    return 1 if num_products < _ALONE else torch.get_num_threads()
+
+
+class Functions:
+    """The compiled functions."""
+
+    def __init__(self, function: Callable[[str, Sequence[Any]], Callable[..., None]]) -> None:
+        weight, pointer, integer = ctypes.POINTER(PackedWeight), ctypes.c_void_p, ctypes.c_int64
+        self.product: Callable[..., None] = function(
+            "octavo_packed_product", [weight, pointer, pointer, integer, integer, pointer, integer]
+        )
+        self.rows: Callable[..., None] = function(
+            "octavo_packed_rows", [weight, integer, integer, pointer, integer]
+        )
+
+
+@cache
+def _functions() -> Functions:
+    return Functions(library().function)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "packed_linear": packed_linear,
+    "packed_expert_linear": packed_expert_linear,
+}

@@ -1,0 +1,107 @@
+// x · weightᵀ of a packed weight: a few of its rows at a time are decoded into the cache and multiplied with all of x.
+#include <algorithm>
+
+#include "decoder.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t GROUP = 4, CHUNK = 512;  // weight rows and columns that are decoded at a time
+
+#pragma GCC diagnostic ignored "-Wpsabi"  // Lanes never leave this file
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+inline Lanes load(const float* values) {
+    Lanes lanes;
+    std::memcpy(&lanes, values, sizeof lanes);
+    return lanes;
+}
+
+inline Lanes multiply_add(Lanes a, Lanes b, Lanes sum) {
+#if defined(__FMA__)
+    return reinterpret_cast<Lanes>(
+        _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(sum)));
+#else
+    return a * b + sum;
+#endif
+}
+
+// sums[r][g] += x[r] · weight[g] for `ROWS` rows of x and GROUP decoded rows, lane by lane.
+template <int ROWS>
+inline void multiply(const float* weight, const float* x, int64_t x_stride, int64_t count, Lanes (*sums)[GROUP]) {
+    Lanes local[ROWS][GROUP];
+    std::memcpy(local, sums, sizeof local);
+    for (int64_t i = 0; i < count; i += LANES) {
+        Lanes column[GROUP];
+        for (int g = 0; g < GROUP; ++g) column[g] = load(weight + g * CHUNK + i);
+        for (int r = 0; r < ROWS; ++r) {
+            Lanes values = load(x + r * x_stride + i);
+            for (int g = 0; g < GROUP; ++g) local[r][g] = multiply_add(values, column[g], local[r][g]);
+        }
+    }
+    std::memcpy(sums, local, sizeof local);
+}
+
+inline float total(Lanes lanes) {
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+struct Product {
+    const OctavoPackedWeight& weight;
+    const float *x, *bias;
+    int64_t rows, x_stride;
+    float* result;
+
+    // Computes GROUP columns of the result, or as many as there are, from `first` on. Rows of `decoded` without a
+    // weight row hold zeros or an earlier one; their sums are not used.
+    void columns(const Decoder& decoder, int64_t first, float* decoded, Lanes (*sums)[GROUP]) const {
+        int64_t used = std::min(GROUP, weight.out_features - first);
+        std::memset(sums, 0, rows * sizeof *sums);
+        for (int64_t begin = 0; begin < weight.in_features; begin += CHUNK) {
+            int64_t count = std::min(CHUNK, weight.in_features - begin);
+            for (int64_t g = 0; g < used; ++g) decoder.decode(first + g, begin, count, decoded + g * CHUNK);
+            int64_t row = 0;
+            for (; row + 2 <= rows; row += 2)
+                multiply<2>(decoded, x + row * x_stride + begin, x_stride, count, sums + row);
+            if (row < rows) multiply<1>(decoded, x + row * x_stride + begin, x_stride, count, sums + row);
+        }
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t g = 0; g < used; ++g)
+                result[row * weight.out_features + first + g] =
+                    total(sums[row][g]) + (bias == nullptr ? 0.0f : bias[first + g]);
+    }
+};
+
+constexpr int64_t MOST_ROWS = 64;
+
+}  // namespace
+
+// result [rows, out] = x [rows, x_stride] · weightᵀ + bias, all fp32; x_stride is in_features rounded up to a multiple
+// of 8, with zeros there; rows <= 64; bias may be null.
+OCTAVO_EXPORT(octavo_packed_product)
+(const OctavoPackedWeight* weight, const float* x, const float* bias, int64_t rows, int64_t x_stride, float* result,
+ int64_t num_threads) {
+    Product product{*weight, x, bias, rows, x_stride, result};
+    parallel((weight->out_features + GROUP - 1) / GROUP, num_threads, [&](int64_t begin, int64_t end) {
+        Decoder decoder(*weight);
+        alignas(64) float decoded[GROUP * CHUNK] = {};
+        Lanes sums[MOST_ROWS][GROUP];
+        for (int64_t group = begin; group < end; ++group) product.columns(decoder, group * GROUP, decoded, sums);
+    });
+}
+
+// Rows [begin, begin + count) of the weight as fp32 [count, in], each value rounded to the dtype of the weight's values.
+OCTAVO_EXPORT(octavo_packed_rows)
+(const OctavoPackedWeight* weight, int64_t first, int64_t count, float* result, int64_t num_threads) {
+    parallel(count, num_threads, [&](int64_t begin, int64_t end) {
+        Decoder decoder(*weight);
+        alignas(64) float decoded[CHUNK];
+        for (int64_t row = begin; row < end; ++row)
+            for (int64_t column = 0; column < weight->in_features; column += CHUNK) {
+                int64_t part = std::min(CHUNK, weight->in_features - column);
+                decoder.decode(first + row, column, part, decoded);
+                std::memcpy(result + row * weight->in_features + column, decoded, part * sizeof(float));
+            }
+    });
+}
