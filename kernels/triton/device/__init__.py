@@ -1,0 +1,1 @@
+"""Functions in the language of Triton, which run on the device."""
