@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from octavo.core.formats import PerBlock, PerChannel, PerTensor, PerToken, QuantSpec, parse_chain
+from octavo.core.formats import PerBlock, PerChannel, PerTensor, PerToken, parse_chain
 from octavo.core.formats.granularity import Granularity
+from octavo.kernels.triton.number_format import NumberFormat, number_format
 
 _SMALLEST_GROUP = 16
 INTEGERS_ADD_UP_TO = 2**31 // 128**2  # products of int8 codes that int32 always holds
@@ -17,16 +18,12 @@ class WeightFormat:
     """A format of weights [out, in] as the kernels see it.
 
     Attributes:
-        element: `int`, `uint`, `e2m1` or `e4m3`.
-        bits: Of a code: 4 or 8.
-        scale_kind: How scales are stored: `float32`, `e4m3`, `e8m0`.
+        numbers: Its codes, of 4 or 8 bits, and the type of its scales.
         rows_per_scale: 1 where each row has scales of its own, 128 for square blocks, 0 where all rows share theirs.
         columns_per_scale: Length of a block along a row; 0 where a row has one scale.
     """
 
-    element: str
-    bits: int
-    scale_kind: str
+    numbers: NumberFormat
     rows_per_scale: int
     columns_per_scale: int
 
@@ -38,21 +35,12 @@ def weight_format(key: str) -> WeightFormat | str:
     if len(chain) != 1:
         return f"a weight of {len(chain)} formats in turn"
     spec = chain[0].unstacked()
-    element = _element(spec)
-    if element is None:
-        return f"codes of {spec.element}: products read e2m1, e4m3 and integers of 4 or 8 bits"
+    if spec.element_type.bits not in (4, 8):
+        return f"codes of {spec.element_type.bits} bits; products read those of 4 and 8"
     lengths = _scale_lengths(spec.granularity)
     if isinstance(lengths, str):
         return lengths
-    return WeightFormat(element, spec.element_type.bits, spec.scale, *lengths)
-
-
-def _element(spec: QuantSpec) -> str | None:
-    if spec.element in ("e2m1", "e4m3"):
-        return spec.element
-    if spec.element_type.is_float or spec.element_type.bits not in (4, 8):
-        return None
-    return "int" if spec.element_type.min < 0 else "uint"
+    return WeightFormat(number_format(spec), *lengths)
 
 
 def _scale_lengths(granularity: Granularity) -> tuple[int, int] | str:
@@ -70,12 +58,17 @@ def _scale_lengths(granularity: Granularity) -> tuple[int, int] | str:
     return f"scales along other dims than out and in: {granularity}"
 
 
-def multiplies_codes(x_key: str, weight_key: str) -> str | None:
-    """Return the element type, `e4m3` or `int`, of inputs and weights whose codes can be multiplied, or None."""
+def multiplies_codes(x_key: str, weight_key: str) -> bool:
+    """Return whether products of such inputs and weights may be those of their codes, scaled once.
+
+    Both are e4m3 or both signed integers of 8 bits, with one fp32 scale, or one for each row.
+    """
     form, chain = weight_format(weight_key), parse_chain(x_key)
-    if isinstance(form, str) or len(chain) != 1 or form.columns_per_scale or form.scale_kind != "float32":
-        return None
-    x = chain[0]
-    rows_or_all = form.rows_per_scale <= 1 and isinstance(x.granularity, PerTensor | PerToken)
-    same = _element(x) == form.element and x.element_type.bits == form.bits == 8
-    return form.element if rows_or_all and same and x.scale == "float32" and form.element != "uint" else None
+    if isinstance(form, str) or len(chain) != 1 or form.rows_per_scale > 1 or form.columns_per_scale:
+        return False
+    x, weight = number_format(chain[0]), form.numbers
+    if not isinstance(chain[0].granularity, PerTensor | PerToken) or {x.scale, weight.scale} != {"float32"}:
+        return False
+    if "e4m3" in (x.element, weight.element):
+        return x.element == weight.element
+    return not (x.is_float or weight.is_float) and x.bits == weight.bits == 8 and x.low < 0 and weight.low < 0

@@ -1,23 +1,25 @@
-"""From a product to its launches: the tile that is used, one kernel for the tiles, one more if columns are split."""
+"""From a product to its launches: the tile that is used, one kernel for the tiles, one more if columns are split.
+
+Imports Triton: import this module on use.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.triton.device.gemm import gemm
-from octavo.kernels.triton.device.gemm_codes import gemm_codes
-from octavo.kernels.triton.device.gemm_decode import DTYPES
-from octavo.kernels.triton.device.sum_splits import sum_splits
+from octavo.kernels.triton.device.gemm import WEIGHT_DTYPES, gemm_kernel
+from octavo.kernels.triton.device.gemm_codes import gemm_codes_kernel
+from octavo.kernels.triton.device.sum_splits import sum_splits_kernel
 from octavo.kernels.triton.gemm_blocks import blocks_of_experts
 from octavo.kernels.triton.gemm_tiles import tiles
 from octavo.kernels.triton.gemm_weight import Weight
-from octavo.kernels.triton.tuning import Launch, chosen, problem
+from octavo.kernels.triton.launch import on
+from octavo.kernels.triton.tuning import Launch, bucket, chosen, problem
 
 _NO_BLOCKS = (None, None, None, None)
 _SUM_BLOCK = 1024
@@ -38,7 +40,7 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None, expert: Tensor | No
         blocks = None if expert is None else blocks_of_experts(expert, weight.num_experts, tile["block_rows"])
         row_blocks = math.ceil(rows / tile["block_rows"]) if blocks is None else blocks.first.shape[0]
         grid = (row_blocks * math.ceil(weight.num_out / tile["block_out"]), splits)
-        gemm[grid](
+        gemm_kernel[grid](
             x,
             weight.payload,
             weight.scale,
@@ -60,7 +62,7 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None, expert: Tensor | No
         )
 
     variant = f"{weight.form} {weight.dtype} {x.dtype} experts={expert is not None}"
-    return _run(x, weight.num_out, gemm, variant, launch)
+    return _run(x, weight.num_out, gemm_kernel, variant, launch)
 
 
 def multiply_codes(
@@ -81,7 +83,7 @@ def multiply_codes(
     def launch(tile: Launch, out: Tensor, split_in: int, splits: int) -> None:
         row_blocks = math.ceil(rows / tile["block_rows"])
         grid = (row_blocks * math.ceil(weight.num_out / tile["block_out"]), splits)
-        gemm_codes[grid](
+        gemm_codes_kernel[grid](
             x,
             x_scale,
             codes,
@@ -93,13 +95,13 @@ def multiply_codes(
             weight.num_out,
             weight.num_in,
             split_in,
-            x_scales=int(x_scale.shape[0] == rows),
-            weight_scales=weight.form.rows_per_scale,
+            X_SCALES=int(x_scale.shape[0] == rows),
+            WEIGHT_SCALES=weight.form.rows_per_scale,
             **_options(tile, weight.num_in),
         )
 
     variant = f"{weight.form} {x.dtype} {dtype} {x_scale.shape[0] == rows}"
-    return _run(x, weight.num_out, gemm_codes, variant, launch, dtype)
+    return _run(x, weight.num_out, gemm_codes_kernel, variant, launch, dtype)
 
 
 def _run(
@@ -124,11 +126,12 @@ def _run(
         partial = out.new_empty(splits, *out.shape, dtype=torch.float32)
         launch(tile, partial, split_in, splits)
         grid = (math.ceil(out.numel() / _SUM_BLOCK),)
-        sum_splits[grid](partial, out, out.numel(), splits, _SUM_BLOCK, enable_fp_fusion=False)
+        sum_splits_kernel[grid](partial, out, out.numel(), splits, _SUM_BLOCK, enable_fp_fusion=False)
 
-    with _on(x.device):
+    with on(x.device):
         lengths = (rows, num_out, num_in)
-        run(chosen(tiles(*lengths), lambda: problem(kernel, variant, lengths, x.device), run))
+        candidates = tiles(*bucket(lengths), is_fp32=x.dtype == torch.float32)
+        run(chosen(candidates, lambda: problem(kernel, variant, lengths, x.device), run))
     return out
 
 
@@ -141,21 +144,21 @@ def _splits(num_in: int, tile: Launch) -> tuple[int, int]:
 def _constants(weight: Weight, tile: Launch) -> dict[str, Any]:
     form = weight.form
     return {
-        "element": form.element,
-        "bits": form.bits,
-        "scale_kind": form.scale_kind,
-        "rows_per_scale": form.rows_per_scale,
-        "columns_per_scale": form.columns_per_scale,
-        "weight_dtype": DTYPES[weight.dtype],
-        "group": min(form.columns_per_scale or tile["block_in"], tile["block_in"]),
+        "FORMAT": form.numbers,
+        "ROWS_PER_SCALE": form.rows_per_scale,
+        "COLUMNS_PER_SCALE": form.columns_per_scale,
+        "WEIGHT": WEIGHT_DTYPES[weight.dtype],
+        "GROUP": min(form.columns_per_scale or tile["block_in"], tile["block_in"]),
     }
 
 
 def _options(tile: Launch, num_in: int) -> dict[str, Any]:
-    sizes = {name: length for name, length in tile.items() if name != "splits"}
-    return {**sizes, "even_in": num_in % tile["block_in"] == 0, "enable_fp_fusion": False}
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Make `device` the current one, which Triton launches on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return {
+        "BLOCK_ROWS": tile["block_rows"],
+        "BLOCK_OUT": tile["block_out"],
+        "BLOCK_IN": tile["block_in"],
+        "EVEN_IN": num_in % tile["block_in"] == 0,
+        "num_warps": tile["num_warps"],
+        "num_stages": tile["num_stages"],
+        "enable_fp_fusion": False,
+    }

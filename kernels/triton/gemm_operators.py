@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.core.formats import parse_chain
 from octavo.core.ops.calls import NOTHING, operand
-from octavo.kernels.triton.device.gemm_decode import DTYPES
 from octavo.kernels.triton.gemm_formats import INTEGERS_ADD_UP_TO, multiplies_codes, weight_format
-from octavo.kernels.triton.gemm_launch import multiply, multiply_codes
 from octavo.kernels.triton.gemm_weight import Weight, read_weight
+from octavo.kernels.triton.support import DTYPES
 
 _FP8_CAPABILITY = (8, 9)
 
@@ -37,6 +37,8 @@ def packed_linear(
     FP8 inputs and weights (on devices that multiply FP8) and INT8 ones are multiplied as codes and scaled once, without
     the rounding of each operand to `dtype`, which emulation adds to what engines compute.
     """
+    from octavo.kernels.triton.gemm_launch import multiply, multiply_codes
+
     used = dtype or x.dtype
     weight = read_weight(payload, scale, global_scale, weight_spec, x.shape[-1], weight_dtype)
     if weight is None or weight.num_experts != 1 or payload.dim() != 2 or then_spec != NOTHING:
@@ -71,6 +73,8 @@ def packed_expert_linear(
 
     An expert that does not exist stops the device, as it does in torch's own indexing: asking first would wait for it.
     """
+    from octavo.kernels.triton.gemm_launch import multiply
+
     weight = read_weight(payload, scale, global_scale, weight_spec, x.shape[-1], weight_dtype)
     if weight is None or payload.dim() != 3 or then_spec != NOTHING or expert.device != x.device:
         return NotImplemented
@@ -85,7 +89,7 @@ def packed_expert_linear(
 def _multiplies(x: Tensor, used: torch.dtype, weight: Weight, bias: Tensor | None, is_cast: bool) -> bool:
     """Return whether the kernels take the operands' dtypes, shapes and device; the reference names what is wrong."""
     dtypes = {used, weight.dtype} if is_cast else {used, weight.dtype, x.dtype}
-    if not dtypes <= DTYPES.keys() or (not is_cast and len(dtypes) > 1) or x.device != weight.payload.device:
+    if not dtypes <= set(DTYPES) or (not is_cast and len(dtypes) > 1) or x.device != weight.payload.device:
         return False
     if bias is None:
         return True
@@ -102,14 +106,14 @@ def _rows(x: Tensor) -> Tensor:
 def _code_dtype(x: Tensor, x_spec: str, weight_spec: str, used: torch.dtype) -> torch.dtype | None:
     """Return the dtype of the codes that are multiplied, or None where values are.
 
-    fp32 operands are not: the sums of FP8 products are less exact than that.
+    fp32 operands are not multiplied as FP8: the sums of such products are less exact than that.
     """
-    element = multiplies_codes(x_spec, weight_spec)
-    if element == "int" and x.shape[-1] < INTEGERS_ADD_UP_TO:
-        return torch.int8
-    if element == "e4m3" and used != torch.float32 and x.is_cuda:
-        return torch.float8_e4m3fn if torch.cuda.get_device_capability(x.device) >= _FP8_CAPABILITY else None
-    return None
+    if not multiplies_codes(x_spec, weight_spec):
+        return None
+    if parse_chain(weight_spec)[0].element != "e4m3":
+        return torch.int8 if x.shape[-1] < INTEGERS_ADD_UP_TO else None
+    has_fp8 = x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CAPABILITY
+    return torch.float8_e4m3fn if has_fp8 and used != torch.float32 else None
 
 
 def _coded_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from octavo.kernels.triton.tuning import Launch
 
@@ -10,27 +11,37 @@ _ENOUGH_PROGRAMS = 512  # with fewer, columns are split so that all of the devic
 _SMALLEST_SPLIT = 4  # tiles
 _FEW_ROWS = 64
 
+_Shape = tuple[int, int, int, int, int]  # rows, out, in; warps; stages of the pipeline of loads
 
-def tiles(rows: int, num_out: int, num_in: int) -> list[Launch]:
-    """Return the launches of a product of `rows` rows with a weight [num_out, num_in], the default first."""
+
+@lru_cache(maxsize=1024)
+def tiles(rows: int, num_out: int, num_in: int, is_fp32: bool = False) -> tuple[Launch, ...]:
+    """Return the launches of products of about `rows` rows with weights [num_out, num_in], the default first.
+
+    Tensor cores do not multiply fp32 operands (`is_fp32`) exactly; what does has registers for smaller tiles.
+    """
+    launches = [_launch(rows, num_out, num_in, shape) for shape in _shapes(rows, is_fp32)]
+    fewer = {**launches[0], "splits": max(1, launches[0]["splits"] // 2)}
+    return launches[0], *([fewer] if fewer != launches[0] else []), *launches[1:]
+
+
+def _shapes(rows: int, is_fp32: bool) -> list[_Shape]:
+    height = max(16, _power_of_two(rows))
+    if is_fp32:
+        height = min(height, 64)
+        return [(height, 64, 32, 4, 3), (height, 32, 64, 4, 3)]
     if rows <= _FEW_ROWS:
-        height = max(16, _power_of_two(rows))
-        shapes = [
+        return [
             (height, 64, 128, 4, 3),
             (height, 32, 256, 4, 3),
             (height, 64, 128, 4, 5),
             (height, 128, 128, 8, 3),
         ]
-    else:
-        shapes = [(128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 256, 64, 8, 3), (128, 128, 128, 8, 3)]
-    default, *others = (_launch(rows, num_out, num_in, *shape) for shape in shapes)
-    fewer = {**default, "splits": max(1, default["splits"] // 2)}
-    return [default, *([fewer] if fewer != default else []), *others]
+    return [(128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 256, 64, 8, 3), (128, 128, 128, 8, 3)]
 
 
-def _launch(
-    rows: int, num_out: int, num_in: int, height: int, width: int, depth: int, num_warps: int, num_stages: int
-) -> Launch:
+def _launch(rows: int, num_out: int, num_in: int, shape: _Shape) -> Launch:
+    height, width, depth, num_warps, num_stages = shape
     programs = math.ceil(rows / height) * math.ceil(num_out / width)
     most = max(1, num_in // (depth * _SMALLEST_SPLIT))
     return {

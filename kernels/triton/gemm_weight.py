@@ -67,7 +67,7 @@ def read_weight(
     (spec,) = parse_chain(key)
     shape = (*payload.shape[:-1], num_in)
     expected: list[tuple[Tensor | None, torch.dtype, tuple[int, ...]]] = [
-        (payload, torch.uint8, (*shape[:-1], packed_length(num_in, form.bits))),
+        (payload, torch.uint8, (*shape[:-1], packed_length(num_in, form.numbers.bits))),
         (scale, SCALE_DTYPES[spec.scale], spec.granularity.scale_shape(shape)),
     ]
     if spec.global_max is not None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from octavo.kernels.triton.device.gemm_tiles import multiply_add, store_tile, tile_of
+
 
 @triton.jit(do_not_specialize=["rows", "row_blocks"])
-def gemm_codes(
+def gemm_codes_kernel(
     x,
     x_scale,
     weight,
-    scale,
+    stored,
     bias,
     out,
     rows,
@@ -19,45 +21,31 @@ def gemm_codes(
     num_out,
     num_in,
     split_in,
-    x_scales: tl.constexpr,
-    weight_scales: tl.constexpr,
-    block_rows: tl.constexpr,
-    block_out: tl.constexpr,
-    block_in: tl.constexpr,
-    even_in: tl.constexpr,
+    X_SCALES: tl.constexpr,
+    WEIGHT_SCALES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    EVEN_IN: tl.constexpr,
 ):
     """Store codes x [rows, in] times codes [out, in], each row times its scale, in `out` [splits, rows, out].
 
-    Codes are e4m3 or int8. Integers are summed exactly; FP8 products in fp32, of which Hopper's tensor cores keep few
-    bits, so that their sums of 128 columns are added up outside of them. Where `x_scales` is 0 one scale is for all
-    rows, where it is 1 each row has its own; likewise `weight_scales`. A split sums `split_in` columns; the first one
-    adds the bias.
+    Codes are e4m3 or int8. Where X_SCALES is 0 one scale is for all rows, where it is 1 each row has its own; likewise
+    WEIGHT_SCALES. A split sums `split_in` columns; the first one adds the bias.
     """
-    out_blocks = tl.cdiv(num_out, block_out)
-    out_block, row_block = tl.swizzle2d(
-        tl.program_id(0) // row_blocks, tl.program_id(0) % row_blocks, out_blocks, row_blocks, 8
-    )
-    row = row_block.to(tl.int64) * block_rows + tl.arange(0, block_rows)
-    n = out_block.to(tl.int64) * block_out + tl.arange(0, block_out)
-    row_inside, inside = row < rows, n < num_out
-    is_integer: tl.constexpr = x.dtype.element_ty == tl.int8
-    acc_dtype: tl.constexpr = tl.int32 if is_integer else tl.float32
-    acc = tl.zeros((block_rows, block_out), acc_dtype)
+    row_block, n, inside = tile_of(row_blocks, num_out, BLOCK_OUT)
+    row = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row_inside = row < rows
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     begin = tl.program_id(1) * split_in
-    for start in range(begin, min(begin + split_in, num_in), block_in):
-        k = start + tl.arange(0, block_in)
-        x_mask = row_inside[:, None] if even_in else row_inside[:, None] & (k < num_in)[None, :]
-        mask = inside[:, None] if even_in else inside[:, None] & (k < num_in)[None, :]
-        left = tl.load(x + row[:, None] * num_in + k[None, :], mask=x_mask, other=0.0)
-        right = tl.load(weight + n[:, None] * num_in + k[None, :], mask=mask, other=0.0)
-        if is_integer:
-            acc = tl.dot(left, tl.trans(right), acc, out_dtype=tl.int32)
-        else:
-            acc = tl.dot(left, tl.trans(right), acc, max_num_imprecise_acc=128)
-    row_scale = tl.load(x_scale + row * x_scales, mask=row_inside, other=0.0)
-    out_scale = tl.load(scale + n * weight_scales, mask=inside, other=0.0)
+    for start in range(begin, min(begin + split_in, num_in), BLOCK_IN):
+        k = start + tl.arange(0, BLOCK_IN)
+        x_mask = row_inside[:, None] if EVEN_IN else row_inside[:, None] & (k < num_in)[None, :]
+        mask = inside[:, None] if EVEN_IN else inside[:, None] & (k < num_in)[None, :]
+        x_tile = tl.load(x + row[:, None] * num_in + k[None, :], mask=x_mask, other=0.0)
+        weight_tile = tl.load(weight + n[:, None] * num_in + k[None, :], mask=mask, other=0.0)
+        acc = multiply_add(x_tile, weight_tile, acc)
+    row_scale = tl.load(x_scale + row * X_SCALES, mask=row_inside, other=0.0)
+    out_scale = tl.load(stored + n * WEIGHT_SCALES, mask=inside, other=0.0)
     total = acc.to(tl.float32) * row_scale[:, None] * out_scale[None, :]
-    if bias is not None and tl.program_id(1) == 0:
-        total += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)[None, :]
-    target = out + (tl.program_id(1).to(tl.int64) * rows + row)[:, None] * num_out + n[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=row_inside[:, None] & inside[None, :])
+    store_tile(out, total, bias, n, rows, row, row_inside, num_out, n, inside)
