@@ -16,6 +16,7 @@ from octavo.kernels.triton.device.gemm import WEIGHT_DTYPES, gemm_kernel
 from octavo.kernels.triton.device.gemm_codes import gemm_codes_kernel
 from octavo.kernels.triton.device.sum_splits import sum_splits_kernel
 from octavo.kernels.triton.gemm_blocks import blocks_of_experts
+from octavo.kernels.triton.gemm_formats import WeightFormat
 from octavo.kernels.triton.gemm_tiles import tiles
 from octavo.kernels.triton.gemm_weight import Weight
 from octavo.kernels.triton.launch import on
@@ -57,8 +58,10 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None, expert: Tensor | No
             weight.payload.shape[-1],
             weight.scale_rows,
             weight.scale_columns,
-            **_constants(weight, tile),
-            **_options(tile, weight.num_in),
+            WEIGHT=WEIGHT_DTYPES[weight.dtype],
+            **format_constants(weight.form, tile),
+            **tile_constants(tile, weight.num_in),
+            **_options(tile),
         )
 
     variant = f"{weight.form} {weight.dtype} {x.dtype} experts={expert is not None}"
@@ -97,7 +100,8 @@ def multiply_codes(
             split_in,
             X_SCALES=int(x_scale.shape[0] == rows),
             WEIGHT_SCALES=weight.form.rows_per_scale,
-            **_options(tile, weight.num_in),
+            **tile_constants(tile, weight.num_in),
+            **_options(tile),
         )
 
     variant = f"{weight.form} {x.dtype} {dtype} {x_scale.shape[0] == rows}"
@@ -130,7 +134,7 @@ def _run(
 
     with on(x.device):
         lengths = (rows, num_out, num_in)
-        candidates = tiles(*bucket(lengths), is_fp32=x.dtype == torch.float32)
+        candidates = tiles(*bucket(lengths), bits=8 * x.element_size())
         run(chosen(candidates, lambda: problem(kernel, variant, lengths, x.device), run))
     return out
 
@@ -141,24 +145,21 @@ def _splits(num_in: int, tile: Launch) -> tuple[int, int]:
     return length, max(1, math.ceil(num_in / length))
 
 
-def _constants(weight: Weight, tile: Launch) -> dict[str, Any]:
-    form = weight.form
+def format_constants(form: WeightFormat, tile: Launch) -> dict[str, Any]:
+    """Return what `gemm_kernel` is compiled for, by names of its arguments: the format and its groups in a tile."""
     return {
         "FORMAT": form.numbers,
         "ROWS_PER_SCALE": form.rows_per_scale,
         "COLUMNS_PER_SCALE": form.columns_per_scale,
-        "WEIGHT": WEIGHT_DTYPES[weight.dtype],
         "GROUP": min(form.columns_per_scale or tile["block_in"], tile["block_in"]),
     }
 
 
-def _options(tile: Launch, num_in: int) -> dict[str, Any]:
-    return {
-        "BLOCK_ROWS": tile["block_rows"],
-        "BLOCK_OUT": tile["block_out"],
-        "BLOCK_IN": tile["block_in"],
-        "EVEN_IN": num_in % tile["block_in"] == 0,
-        "num_warps": tile["num_warps"],
-        "num_stages": tile["num_stages"],
-        "enable_fp_fusion": False,
-    }
+def tile_constants(tile: Launch, num_in: int) -> dict[str, Any]:
+    """Return what kernels of products are compiled for with a launch, by names of their arguments."""
+    lengths = {name.upper(): tile[name] for name in ("block_rows", "block_out", "block_in")}
+    return {**lengths, "EVEN_IN": num_in % tile["block_in"] == 0}
+
+
+def _options(tile: Launch) -> dict[str, Any]:
+    return {"num_warps": tile["num_warps"], "num_stages": tile["num_stages"], "enable_fp_fusion": False}

@@ -15,19 +15,20 @@ _Shape = tuple[int, int, int, int, int]  # rows, out, in; warps; stages of the p
 
 
 @lru_cache(maxsize=1024)
-def tiles(rows: int, num_out: int, num_in: int, is_fp32: bool = False) -> tuple[Launch, ...]:
+def tiles(rows: int, num_out: int, num_in: int, bits: int = 16) -> tuple[Launch, ...]:
     """Return the launches of products of about `rows` rows with weights [num_out, num_in], the default first.
 
-    Tensor cores do not multiply fp32 operands (`is_fp32`) exactly; what does has registers for smaller tiles.
+    Operands have `bits` bits: 8 for codes. Tensor cores do not multiply 32 exactly; what does has registers for smaller
+    tiles.
     """
-    launches = [_launch(rows, num_out, num_in, shape) for shape in _shapes(rows, is_fp32)]
+    launches = [_launch(rows, num_out, num_in, shape) for shape in _shapes(rows, bits)]
     fewer = {**launches[0], "splits": max(1, launches[0]["splits"] // 2)}
     return launches[0], *([fewer] if fewer != launches[0] else []), *launches[1:]
 
 
-def _shapes(rows: int, is_fp32: bool) -> list[_Shape]:
+def _shapes(rows: int, bits: int) -> list[_Shape]:
     height = max(16, _power_of_two(rows))
-    if is_fp32:
+    if bits == 32:
         height = min(height, 64)
         return [(height, 64, 32, 4, 3), (height, 32, 64, 4, 3)]
     if rows <= _FEW_ROWS:
@@ -37,7 +38,8 @@ def _shapes(rows: int, is_fp32: bool) -> list[_Shape]:
             (height, 64, 128, 4, 5),
             (height, 128, 128, 8, 3),
         ]
-    return [(128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 256, 64, 8, 3), (128, 128, 128, 8, 3)]
+    depth = 1024 // bits
+    return [(128, 128, depth, 8, 3), (64, 128, depth, 4, 3), (128, 256, depth, 8, 3), (128, 128, depth, 4, 4)]
 
 
 def _launch(rows: int, num_out: int, num_in: int, shape: _Shape) -> Launch:

@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.triton_products import FORMATS, fenced, normal, packed, values
 from torch import Tensor
 
+from helpers.triton_products import FORMATS, fenced, normal, packed, values
 from octavo.core.formats import Quantized, QuantSpec
 from octavo.core.ops.calls import NOTHING
 from octavo.kernels.triton.gemm_operators import packed_linear
+from octavo.kernels.triton.gemm_tiles import tiles
+from octavo.kernels.triton.tuning import bucket
+
+# Of numpy, which the interpreter computes with.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [
@@ -57,6 +62,10 @@ def product(x: Tensor, weight: Quantized, spec: QuantSpec, bias: Tensor | None =
     )
 
 
+def on(weight: Quantized, device: str) -> Quantized:
+    return Quantized(*(None if part is None else part.to(device) for part in weight))
+
+
 def assert_close(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     """Compare with the product in float64; the bound is that of fp32 sums and of rounding the result once."""
     wanted = x.double() @ weight.double().mT
@@ -73,7 +82,7 @@ def test_a_product_with_the_identity_is_the_weight(name: str, dtype: torch.dtype
     spec, shape = FORMATS[name], (19, 71)
     weight = packed(normal(*shape), spec)
     eye = torch.eye(shape[1], dtype=dtype, device=device)
-    found = product(eye, Quantized(*(None if t is None else t.to(device) for t in weight)), spec)
+    found = product(eye, on(weight, device), spec)
     assert torch.equal(found.cpu(), values(weight, spec, shape[1], dtype).T)
 
 
@@ -88,3 +97,135 @@ def test_shapes(shape: tuple[int, int, int], name: str, device: str) -> None:
     found = product(fenced(x.to(device)), parts, spec, fenced(bias.to(device)))
     assert found.dtype == dtype
     assert_close(found.cpu(), x, values(weight, spec, num_in, dtype), bias)
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+def test_every_launch_computes_the_product(rows: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from octavo.kernels.triton import gemm_launch
+
+    spec, x = FORMATS["int4 g32"], normal(rows, 520, dtype=torch.float16)
+    weight = packed(normal(5, 520, seed=1), spec)
+    for tile in tiles(*bucket((rows, 5, 520))):
+        monkeypatch.setattr(gemm_launch, "tiles", lambda *_, tile=tile, **__: (tile,))
+        found = product(x.to(device), on(weight, device), spec)
+        assert_close(found.cpu(), x, values(weight, spec, 520, x.dtype))
+
+
+def test_columns_are_split_and_summed_in_one_order(device: str) -> None:
+    spec, x, bias = FORMATS["nvfp4"], normal(2, 600).half(), normal(3, seed=2).half()
+    weight = on(packed(normal(3, 600, seed=1), spec), device)
+    assert tiles(*bucket((2, 3, 600)))[0]["splits"] > 1
+    first, again = (product(x.to(device), weight, spec, bias.to(device)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 32), (3, 0, 32), (3, 5, 0)], ids=str)
+def test_nothing_times_something(shape: tuple[int, int, int], device: str) -> None:
+    rows, num_out, num_in = shape
+    spec, bias = FORMATS["int4 per channel"], normal(num_out)
+    weight = on(packed(normal(num_out, num_in), spec), device)
+    found = product(normal(rows, num_in).to(device), weight, spec, bias.to(device))
+    assert torch.equal(found.cpu(), bias.expand(rows, num_out))
+
+
+def test_strides_and_leading_dims(device: str) -> None:
+    spec = FORMATS["int4 g32"]
+    weight = packed(normal(6, 64), spec)
+    apart = Quantized(*(None if t is None else t.to(device).repeat_interleave(2, 0)[::2] for t in weight))
+    bias = normal(12, seed=1).to(device)[::2]
+    everything = normal(2, 64, 3, seed=2)
+    inputs = {
+        "transposed": everything.transpose(1, 2),
+        "one row expanded": everything[:1, :, 0].expand(4, 64),
+        "every second row": everything.reshape(6, 64)[::2],
+        "one dim": everything[0, :, 0],
+        "the last rows of each": everything.reshape(2, 3, 64)[:, 1:],
+    }
+    for name, x in inputs.items():
+        found = product(x.to(device), apart, spec, bias)
+        assert found.is_contiguous(), name
+        assert found.shape == (*x.shape[:-1], 6), name
+        assert_close(found.cpu(), x, values(weight, spec, 64, x.dtype), bias.cpu())
+
+
+def test_a_cast_before_the_product(device: str) -> None:
+    """As under autocast: weights have been rounded to their own dtype before."""
+    spec, x, bias = FORMATS["int4 g32"], normal(3, 64), normal(5, seed=2)
+    weight = packed(normal(5, 64, seed=1), spec)
+    found = product(
+        x.to(device),
+        on(weight, device),
+        spec,
+        bias.to(device),
+        weight_dtype=torch.bfloat16,
+        dtype=torch.float16,
+    )
+    assert found.dtype == torch.float16
+    rounded = values(weight, spec, 64, torch.bfloat16).half()
+    assert not torch.equal(rounded, values(weight, spec, 64, torch.float16))
+    assert_close(found.cpu(), x.half(), rounded, bias.half())
+
+
+def test_inputs_are_fake_quantized_first(device: str) -> None:
+    spec, key = FORMATS["nvfp4"], FORMATS["mxfp4"].key
+    x, weight = normal(3, 64), packed(normal(5, 64, seed=1), spec)
+    rounded = torch.ops.octavo.fake_quantize(x, [], key, True)
+    found = product(x.to(device), on(weight, device), spec, x_spec=key)
+    assert_close(found.cpu(), rounded, values(weight, spec, 64, x.dtype))
+
+
+def test_numbers_that_are_not_finite_go_where_they_belong(device: str) -> None:
+    spec = FORMATS["int4 g32"]
+    weight = packed(normal(4, 40).abs() + 1, spec)  # the second group ends in the middle
+    weight.scale[1, 1], weight.scale[2, 0] = torch.inf, torch.nan
+    x = normal(4, 40, seed=1).abs() + 1
+    x[3, 7] = torch.nan
+    found = product(x.to(device), on(weight, device), spec).cpu()
+    wanted = x.double() @ values(weight, spec, 40, torch.float32).double().T
+    assert wanted[:3, 1].isposinf().all()
+    assert torch.equal(found[:3, 1], wanted[:3, 1].float())
+    assert torch.equal(found.isnan(), wanted.isnan())
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "mxfp8", "fp8 per channel"])
+def test_every_scale_and_every_code(name: str, device: str) -> None:
+    """Each byte as a code, and each as a scale where scales are bytes: the subnormal ones and NaN, too."""
+    spec = FORMATS[name]
+    per_byte = 8 // spec.element_type.bits
+    weight = packed(normal(256, 16), spec)
+    weight.payload[:] = torch.arange(256, dtype=torch.uint8)[:, None]
+    if weight.scale.dtype != torch.float32:
+        weight.scale.view(torch.uint8)[:] = torch.arange(256, dtype=torch.uint8).roll(77)[:, None]
+    for column in range(per_byte):
+        parts = Quantized(weight.payload[:, :1].contiguous(), weight.scale, weight.global_scale)
+        x = torch.zeros(1, per_byte)
+        x[0, column] = 1.0
+        found = product(x.to(device), on(parts, device), spec).cpu()
+        wanted = x @ values(parts, spec, per_byte, torch.float32).T
+        assert torch.equal(found.isnan(), wanted.isnan())
+        assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+
+
+X, WEIGHT = normal(3, 64), packed(normal(5, 64, seed=1), FORMATS["int4 g32"])
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"then_spec": FORMATS["fp8 per tensor"].key, "then_state": [torch.ones(())]}, {}),
+        ({"weight_dtype": torch.bfloat16}, {}),
+        ({"weight_dtype": torch.float64}, {}),
+        ({"bias": torch.zeros(5, dtype=torch.float16)}, {}),
+        ({"bias": torch.zeros(1)}, {}),
+        ({}, {"payload": WEIGHT.payload[:, :-1]}),
+        ({}, {"payload": WEIGHT.payload.to(torch.int8)}),
+        ({}, {"scale": WEIGHT.scale[:, :1]}),
+        ({}, {"scale": WEIGHT.scale.half()}),
+        ({}, {"scale": WEIGHT.scale.to("meta")}),
+        ({}, {"global_scale": torch.ones(())}),
+    ],
+)
+def test_what_does_not_fit_is_left_to_the_reference(options: dict[str, Any], parts: dict[str, Any]) -> None:
+    assert product(X, WEIGHT._replace(**parts), FORMATS["int4 g32"], **options) is NotImplemented
+    assert product(X.double(), WEIGHT, FORMATS["int4 g32"]) is NotImplemented
+    assert product(X, WEIGHT, QuantSpec("int3")) is NotImplemented

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.triton_products import FORMATS
 
+from helpers.triton_products import FORMATS
 from octavo.core.formats import PerBlock, PerChannel, PerToken, QuantSpec, chain_key
 from octavo.kernels.triton.gemm_formats import WeightFormat, multiplies_codes, weight_format
 from octavo.kernels.triton.gemm_operators import declines
@@ -70,12 +70,12 @@ def test_inputs_of_two_formats_are_not() -> None:
     assert not multiplies_codes(chain_key([INT8, INT8]), INT8.key)
 
 
-@pytest.mark.parametrize("is_fp32", [False, True])
+@pytest.mark.parametrize("bits", [8, 16, 32])
 @pytest.mark.parametrize(
     "lengths", [(1, 1, 1), (1, 8192, 8192), (16, 64, 65536), (4096, 8192, 8192), (2, 1, 2**20)]
 )
-def test_launches_stay_within_the_device(lengths: tuple[int, int, int], is_fp32: bool) -> None:
-    for tile in tiles(*lengths, is_fp32=is_fp32):
+def test_launches_stay_within_the_device(lengths: tuple[int, int, int], bits: int) -> None:
+    for tile in tiles(*lengths, bits=bits):
         assert 1 <= tile["splits"] <= 65535
         assert tile["block_rows"] * tile["block_out"] <= 128 * 256  # fp32 sums in the registers of 8 warps
 
