@@ -1,1 +1,0 @@
-"""Functions in the language of Triton, which run on the device."""
