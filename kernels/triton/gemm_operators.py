@@ -129,7 +129,7 @@ def _coded_rows(
     return rows, scales
 
 
-def declines(operator: str, spec: str) -> str | None:
-    """Return why a product with weights of the chain `spec` is left to the reference, or None."""
+def declined(spec: str) -> str | None:
+    """Return why products with weights of the chain `spec` are left to the reference, or None."""
     form = weight_format(spec)
     return form if isinstance(form, str) else None

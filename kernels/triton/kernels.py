@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from octavo.kernels.triton import packing, rounding
+from octavo.kernels.triton import gemm_operators, packing, rounding
 from octavo.kernels.triton.support import declined
 
 OPERATORS: Mapping[str, Callable[..., Any]] = {
@@ -17,7 +17,10 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "fake_quantize_backward": rounding.fake_quantize_backward,
     "quantize": packing.quantize,
     "dequantize": packing.dequantize,
+    "packed_linear": gemm_operators.packed_linear,
+    "packed_expert_linear": gemm_operators.packed_expert_linear,
 }
+_PRODUCTS = ("packed_linear", "packed_expert_linear")
 _OLDEST = (8, 0)  # compute capability that has bfloat16
 
 
@@ -46,7 +49,7 @@ class TritonKernels:
         """Return why `operator` is left to the reference for the formats `spec`, or None."""
         if operator not in OPERATORS:
             return "no kernel for this operator"
-        return declined(spec)
+        return gemm_operators.declined(spec) if operator in _PRODUCTS else declined(spec)
 
 
 TRITON = TritonKernels()

@@ -7,8 +7,8 @@ import pytest
 from helpers.triton_products import FORMATS
 from octavo.core.formats import PerBlock, PerChannel, PerToken, QuantSpec, chain_key
 from octavo.kernels.triton.gemm_formats import WeightFormat, multiplies_codes, weight_format
-from octavo.kernels.triton.gemm_operators import declines
 from octavo.kernels.triton.gemm_tiles import tiles
+from octavo.kernels.triton.kernels import TRITON
 
 INT8, E4M3 = QuantSpec("int8"), QuantSpec("e4m3")
 REFUSED = {
@@ -27,12 +27,12 @@ REFUSED = {
 def test_products_read(name: str) -> None:
     for spec in (FORMATS[name], FORMATS[name].stacked()):
         assert isinstance(weight_format(spec.key), WeightFormat)
-        assert declines("packed_linear", spec.key) is None
+        assert TRITON.declines("packed_linear", spec.key) is None
 
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_is_left_to_the_reference_has_a_reason(reason: str) -> None:
-    assert reason in str(declines("packed_linear", chain_key(REFUSED[reason])))
+    assert reason in str(TRITON.declines("packed_expert_linear", chain_key(REFUSED[reason])))
 
 
 @pytest.mark.parametrize(
