@@ -82,7 +82,8 @@ def packed_expert_linear(
         return NotImplemented
     if not _multiplies(x, x.dtype, weight, bias, False):
         return NotImplemented
-    torch._assert_async(((expert >= 0) & (expert < weight.num_experts)).all())
+    exist = ((expert >= 0) & (expert < weight.num_experts)).all()
+    torch._assert_async(exist, f"rows name experts below 0, or above the last one, {weight.num_experts - 1}")
     return multiply(_rows(x), weight, None if bias is None else bias.contiguous(), expert)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.core import formats
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, Quantized, QuantSpec, compute_amax
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 B16, B32, B64, B128 = (PerBlock(((-1, length),)) for length in (16, 32, 64, 128))
 SQUARE = PerBlock(((-1, 32), (-2, 16)))
 
@@ -50,6 +51,15 @@ def packed(weight: Tensor, spec: QuantSpec) -> Quantized:
 def values(weight: Quantized, spec: QuantSpec, num_in: int, dtype: torch.dtype) -> Tensor:
     """Return what codes and scales stand for, rounded to `dtype`, by the reference."""
     return formats.dequantize(*weight, spec, (*weight.payload.shape[:-1], num_in), dtype)
+
+
+def on_device(weight: Quantized) -> Quantized:
+    return Quantized(*(None if part is None else part.to(DEVICE) for part in weight))
+
+
+def fenced_parts(weight: Quantized) -> Quantized:
+    """Return codes and scales on the device, each `fenced`."""
+    return Quantized(*(None if part is None else fenced(part.to(DEVICE)) for part in weight))
 
 
 def fenced(x: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ def gemm_kernel(
         steps = step_tile(
             stored, factor, scale_row, inside, column, num_in, scale_columns, FORMAT, COLUMNS_PER_SCALE
         )
-        bits: tl.constexpr = FORMAT.bits
-        codes = byte_tile(payload, weight_row, inside, start * bits // 8, row_bytes, BLOCK_IN * bits // 8)
+        per_byte: tl.constexpr = 8 // FORMAT.bits
+        codes = byte_tile(payload, weight_row, inside, start // per_byte, row_bytes, BLOCK_IN // per_byte)
         weight = weight_tile(codes, steps, FORMAT, WEIGHT, x.dtype.element_ty)
         if not EVEN_IN:  # a scale may be infinite, which times the codes beyond the end is NaN
             weight = tl.where((k < num_in)[None, :], weight, 0.0)

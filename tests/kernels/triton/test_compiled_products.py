@@ -16,6 +16,8 @@ from octavo.kernels.triton.gemm_formats import WeightFormat, weight_format
 from octavo.kernels.triton.gemm_tiles import tiles
 from octavo.kernels.triton.tuning import Launch
 
+pytest.importorskip("triton", reason="needs the package triton")
+
 SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one program may have
 FEW, MANY = (1, 8192, 8192), (4096, 8192, 8192)
 BF16_PRODUCT = {
