@@ -7,4 +7,5 @@ BUILTIN_PLUGINS = (
     "octavo.exporters.tensorrt_llm.plugin",
     "octavo.exporters.foreign.plugin",
     "octavo.kernels.cpu.plugin",
+    "octavo.kernels.triton.plugin",
 )
