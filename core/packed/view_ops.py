@@ -149,6 +149,11 @@ def _transpose(function: Any, view: PackedView, dim: int, other: int) -> Any:
     return _t(function, view) if {dim % view.dim(), other % view.dim()} == {0, 1} else NotImplemented
 
 
+@implements(aten.permute.default)
+def _permute(function: Any, view: PackedView, dims: Sequence[int]) -> Any:
+    return _t(function, view) if [dim % view.dim() for dim in dims] == [1, 0] else NotImplemented
+
+
 @implements(functional.all_gather_into_tensor.default)
 def _all_gather(function: Any, view: PackedView, group_size: int, group_name: str) -> PackedView:
     stored = {name: function(part, group_size, group_name) for name, part in row_bytes(view).items()}
