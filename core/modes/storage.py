@@ -16,6 +16,7 @@ from octavo.core.model.shard_reader import ShardReader, read_json
 from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
 from octavo.core.modes.record import ModeRecord, history, part, set_history
 from octavo.core.modes.registry import mode_named
+from octavo.core.modules import dense_names
 from octavo.core.plugins import plugins
 
 RECORD_NAME = "octavo_modes.json"
@@ -82,6 +83,8 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
             set_history(model, (*history(model), record))
             mode_named(record.mode).restore(model, record.state)
         _load(model, Path(directory), aliases)
+        for record in records:
+            mode_named(record.mode).commit(model)
     except BaseException:
         for record in reversed(history(model)):
             mode_named(record.mode).undo(model)
@@ -91,7 +94,8 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
 
 
 def _write_companions(model: nn.Module, folder: Path) -> None:
-    dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    with dense_names(model):
+        dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
     if dtypes:
         plugins().write_companions(model, folder, None, dtypes[0])
     path = folder / "config.json"

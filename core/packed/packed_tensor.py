@@ -51,6 +51,13 @@ class PackedTensor:
         parts = Quantized(self.payload, self.scale, self.global_scale)
         return ops.dequantize(parts, self.spec, self.shape, dtype or self.dtype)
 
+    def one_of_stack(self, index: int) -> PackedTensor:
+        """Return one of stacked tensors, as views."""
+        parts = (
+            None if part is None else part[index] for part in (self.payload, self.scale, self.global_scale)
+        )
+        return PackedTensor(*parts, self.spec.unstacked(), self.shape[1:], self.dtype)  # type: ignore[arg-type]
+
     def row_segment(self, segment: int, num_segments: int) -> PackedTensor | None:
         """Return one of equal segments along the first dim, as views; None where a block would be cut.
 
