@@ -25,7 +25,7 @@ def _mm(function: Any, x: Tensor, weight: Tensor) -> Any:
         return NotImplemented
     if weight.arrangement == "transposed":
         return _product(function, x, weight, None)
-    return x @ weight.dequantize()
+    return x @ weight.dequantize().to(x.dtype)
 
 
 @implements("aten.addmm.default")
