@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from octavo.core.modules import PackedWeight, QuantExperts, WeightSlot
+from octavo.core.modules import PackedParameter, QuantExperts, WeightSlot
 
 ORIGINAL = ("transformers.models.llama4.modeling_llama4", "Llama4TextExperts")
 
@@ -45,7 +45,7 @@ class QuantBatchedExperts(QuantExperts):
 
     def _project(self, slot: WeightSlot, x: Tensor) -> Tensor:
         held = self.held(slot.parameter)
-        seen = held.dequantize() if isinstance(held, PackedWeight) else self.oriented(self, slot.parameter)
+        seen = held.dequantize() if isinstance(held, PackedParameter) else self.oriented(self, slot.parameter)
         weights = getattr(self, slot.quantizer)(seen)
         # The same memory order whether quantizers are on or off: products could differ in the last bit.
         return torch.bmm(getattr(self, slot.inputs)(x), weights.transpose(-1, -2).contiguous())

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from octavo.core.modules import PackedWeight, QuantModule, quantized_linear
+from octavo.core.modules import PackedParameter, QuantModule, quantized_linear
 from octavo.core.quantizers import Quantizer
 
 
@@ -42,6 +42,6 @@ class QuantConv1D(QuantModule):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output [..., out] for an input [..., in]."""
         held = self.held("weight")
-        weight = held if isinstance(held, PackedWeight) else held.t()
+        weight = held if isinstance(held, PackedParameter) else held.t()
         output = quantized_linear(x, self.input_quantizer, weight, self.weight_quantizer, self.bias)
         return cast(Tensor, self.output_quantizer(output))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from octavo.adapters.huggingface.batched_experts import QuantBatchedExperts, is_batched
 from octavo.core import ops
 from octavo.core.formats import Quantized, unstacked_chain
-from octavo.core.modules import PackedWeight, QuantExperts, WeightSlot
+from octavo.core.modules import PackedParameter, QuantExperts, WeightSlot
 from octavo.core.packed import PackedTensor
 
 
@@ -98,7 +98,7 @@ class QuantStackedExperts(QuantExperts):
     def _seen(self, slot: WeightSlot) -> Tensor | PackedTensor:
         """Return a stack of weights [experts, out, in] as its quantizer has observed it, or packed."""
         held = self.held(slot.parameter)
-        if isinstance(held, PackedWeight):
+        if isinstance(held, PackedParameter):
             return held.tensor()
         seen: Tensor = getattr(self, slot.quantizer).observe(self.oriented(self, slot.parameter))
         return seen

@@ -78,7 +78,7 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _DescribedLayer:
-    """A layer, its quantized class, and of its quantizers stages, switches, absorption, shapes of factors, rotations."""
+    """A layer, its quantized class, and of its quantizers stages, switches, what is absorbed, factors, rotations."""
 
     name: str
     layer: nn.Module

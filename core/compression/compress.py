@@ -15,7 +15,7 @@ from octavo.core.compression.numbers import DEFAULT, exporter_named, take_number
 from octavo.core.console import say
 from octavo.core.model.serving import unstored_quantizers
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history
-from octavo.core.modules import PackedWeight, hold_packed, is_transposed
+from octavo.core.modules import PackedParameter, hold_packed, is_transposed
 from octavo.core.packed import PackedChain, PackedTensor
 
 
@@ -87,7 +87,7 @@ def _pack(weight: DenseWeight) -> int:
     if then and then[0].spec is not None:
         form = PackedChain(codes, then[0].spec, tuple(then[0].state_tensors()))
     transposed = is_transposed(layer, slot)
-    packed = PackedWeight(codes, transposed, _errors(values, form, slot.is_stacked and not transposed))
+    packed = PackedParameter(codes, transposed, _errors(values, form, slot.is_stacked and not transposed))
     hold_packed(layer, slot, packed)
     first.absorb()
     return packed.num_bytes

@@ -11,7 +11,7 @@ from octavo.core.compression.mode import COMPRESS
 from octavo.core.errors import ModeError
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history
 from octavo.core.modules import QuantModule, WeightSlot, hold_dense, packed_layers, packed_slots
-from octavo.core.modules.packed_weight import PackedWeight
+from octavo.core.modules.packed_parameter import PackedParameter
 from octavo.core.plan import check_device
 
 
@@ -49,7 +49,7 @@ def decompress(model: nn.Module) -> nn.Module:
     return model
 
 
-def _unpack(layer: QuantModule, slot: WeightSlot, weight: PackedWeight) -> None:
+def _unpack(layer: QuantModule, slot: WeightSlot, weight: PackedParameter) -> None:
     quantizer = layer.quantizers()[slot.quantizer]
     values = quantizer(weight.dequantize())  # of formats in turn, rounds to the later ones
     if weight.is_transposed:

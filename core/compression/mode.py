@@ -16,7 +16,7 @@ from octavo.core.calibration.finalized import (
 from octavo.core.errors import ModeError
 from octavo.core.modes.record import part
 from octavo.core.modules import (
-    PackedWeight,
+    PackedParameter,
     QuantModule,
     WeightSlot,
     hold_dense,
@@ -57,7 +57,7 @@ class CompressMode:
         described = part(state, "layers", dict, _WHERE)
         for layer, slot, data, where in [*_described(model, described)]:
             parameter = layer.get_parameter(slot.parameter)
-            weight = PackedWeight.from_description(data, parameter.device, where)
+            weight = PackedParameter.from_description(data, parameter.device, where)
             layer.__dict__.setdefault(_DENSE, {})[slot] = parameter
             hold_packed(layer, slot, weight)
         if state.get("finalized") is not None:

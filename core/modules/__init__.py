@@ -17,7 +17,7 @@ from octavo.core.modules.packed_layer import (
     packed_layers,
     packed_slots,
 )
-from octavo.core.modules.packed_weight import PackedWeight
+from octavo.core.modules.packed_parameter import PackedParameter
 from octavo.core.modules.registry import (
     class_key,
     combined_class,
@@ -37,7 +37,7 @@ from octavo.core.modules.swap import (
 )
 
 __all__ = [
-    "PackedWeight",
+    "PackedParameter",
     "QuantAttention",
     "QuantConvolution",
     "QuantEmbedding",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from octavo.core.modules.packed_weight import PackedWeight, packed_name
+from octavo.core.modules.packed_parameter import PackedParameter, packed_name
 from octavo.core.quantizers import Quantizer
 
 
@@ -67,10 +67,10 @@ class QuantModule(nn.Module):
         """Return the parameters that quantizers of this layer stand for, by quantizer name."""
         return {}
 
-    def held(self, parameter: str) -> Tensor | PackedWeight:
+    def held(self, parameter: str) -> Tensor | PackedParameter:
         """Return a parameter in the form in which the layer holds it: dense, or codes and scales."""
         name = packed_name(parameter) if parameter in self.packed_parameters else parameter
-        found: Tensor | PackedWeight = getattr(self, name)
+        found: Tensor | PackedParameter = getattr(self, name)
         return found
 
     def quantizers(self) -> dict[str, Quantizer]:

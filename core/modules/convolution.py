@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 
 from octavo.core.modules.base import QuantModule
-from octavo.core.modules.packed_weight import dense
+from octavo.core.modules.packed_parameter import dense
 from octavo.core.quantizers import Quantizer
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from octavo.core.modules.base import QuantModule
-from octavo.core.modules.packed_weight import PackedWeight, dense
+from octavo.core.modules.packed_parameter import PackedParameter, dense
 from octavo.core.packed import PackedTensor
 from octavo.core.packed.rows import take_rows
 from octavo.core.quantizers import Quantizer
@@ -38,7 +38,7 @@ class QuantEmbedding(QuantModule, nn.Embedding):
 
     def _rows(self, input: Tensor) -> Tensor:
         held = self.held("weight")
-        if isinstance(held, PackedWeight) and self.max_norm is None and _has_scale_for_each_row(held):
+        if isinstance(held, PackedParameter) and self.max_norm is None and _has_scale_for_each_row(held):
             # Only the rows that are asked for: a whole table takes longer to decode than a layer to run.
             rows = take_rows(held.tensor(), input.flatten())
             assert isinstance(rows, PackedTensor)  # noqa: S101 (as it was given)
@@ -54,5 +54,5 @@ class QuantEmbedding(QuantModule, nn.Embedding):
         )
 
 
-def _has_scale_for_each_row(table: PackedWeight) -> bool:
+def _has_scale_for_each_row(table: PackedParameter) -> bool:
     return table.quantized().scale.shape[:1] == table.shape[:1]

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
 from octavo.core import ops
 from octavo.core.modules.base import QuantModule
-from octavo.core.modules.packed_weight import PackedWeight
+from octavo.core.modules.packed_parameter import PackedParameter
 from octavo.core.quantizers import Quantizer
 
 
@@ -52,7 +52,7 @@ class QuantLinear(QuantModule, nn.Linear):
 def quantized_linear(
     x: Tensor,
     x_quantizer: Quantizer,
-    weight: Tensor | PackedWeight,
+    weight: Tensor | PackedParameter,
     weight_quantizer: Quantizer,
     bias: Tensor | None,
 ) -> Tensor:
@@ -65,7 +65,7 @@ def quantized_linear(
         weight_quantizer: Quantizer of `weight`; of a packed one, the formats that round it once more.
         bias: [out], or None.
     """
-    if isinstance(weight, PackedWeight):
+    if isinstance(weight, PackedParameter):
         return ops.packed_linear(
             x_quantizer.observe(x),
             bias,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from octavo.core.errors import ModeError
 from octavo.core.modules.base import QuantModule, WeightSlot
 from octavo.core.modules.experts import QuantExperts
-from octavo.core.modules.packed_weight import PackedWeight, packed_name
+from octavo.core.modules.packed_parameter import PackedParameter, packed_name
 from octavo.core.modules.swap import quantized_layers
 from octavo.core.modules.wrappers import split_wrapper, wrapped_class
 from octavo.core.packed import PackedChain, PackedTensor, PackedView
@@ -18,7 +18,7 @@ from octavo.core.packed import PackedChain, PackedTensor, PackedView
 _classes: dict[tuple[type[QuantModule], tuple[str, ...]], type[QuantModule]] = {}
 
 
-def hold_packed(layer: QuantModule, slot: WeightSlot, weight: PackedWeight) -> None:
+def hold_packed(layer: QuantModule, slot: WeightSlot, weight: PackedParameter) -> None:
     """Put `weight` in the place of a parameter of `layer`; the parameter's name then shows a view of it.
 
     The name stays among the layer's parameters, without a value, so that its place is known.
@@ -42,18 +42,18 @@ def packed_layers(model: nn.Module) -> Iterator[tuple[str, QuantModule]]:
             yield name, layer
 
 
-def packed_slots(layer: QuantModule) -> Iterator[tuple[WeightSlot, PackedWeight]]:
+def packed_slots(layer: QuantModule) -> Iterator[tuple[WeightSlot, PackedParameter]]:
     """Yield the packed weights of a layer."""
     for slot in layer.weight_slots():
         held = layer.held(slot.parameter) if slot.parameter in layer.packed_parameters else None
-        if isinstance(held, PackedWeight):
+        if isinstance(held, PackedParameter):
             yield slot, held
 
 
 def packed_form(layer: QuantModule, slot: WeightSlot) -> PackedTensor | PackedChain:
     """Return what a packed weight stands for: its codes, and the format that rounds their values once more."""
     weight = layer.held(slot.parameter)
-    assert isinstance(weight, PackedWeight)  # noqa: S101 (asked for packed weights only)
+    assert isinstance(weight, PackedParameter)  # noqa: S101 (asked for packed weights only)
     then = [stage for stage in layer.quantizers()[slot.quantizer].stages() if stage.is_active]
     if not then or then[0].spec is None:
         return weight.tensor()

@@ -1,4 +1,4 @@
-"""PackedWeight: the codes and scales that a layer holds in place of a parameter."""
+"""PackedParameter: the codes and scales that a layer holds in place of a parameter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octavo.core.packed import PackedTensor
 from octavo.core.packed.stored_bytes import from_bytes, to_bytes
 
 
-class PackedWeight(nn.Module):
+class PackedParameter(nn.Module):
     """Codes and scales of one weight, as frozen uint8 parameters.
 
     Bytes, also of the scales, since everything that wraps modules leaves bytes alone: mixed precision of FSDP2 and
@@ -81,7 +81,7 @@ class PackedWeight(nn.Module):
         }
 
     @classmethod
-    def from_description(cls, data: Mapping[str, Any], device: torch.device, where: str) -> PackedWeight:
+    def from_description(cls, data: Mapping[str, Any], device: torch.device, where: str) -> PackedParameter:
         """Return room for the tensors of a weight that `describe` described; they are not set.
 
         Raises:
@@ -124,9 +124,9 @@ def packed_name(parameter: str) -> str:
     return f"{parameter}_packed"
 
 
-def dense(held: Tensor | PackedWeight) -> Tensor:
+def dense(held: Tensor | PackedParameter) -> Tensor:
     """Return a weight's values, whichever way a layer holds it."""
-    return held.dequantize() if isinstance(held, PackedWeight) else held
+    return held.dequantize() if isinstance(held, PackedParameter) else held
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:
