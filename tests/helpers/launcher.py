@@ -41,7 +41,13 @@ def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # on which torchrun ends its processes
         output, _ = process.communicate()
-        pytest.fail(f"{script} did not end within {SECONDS} s:\n{output[-6000:]}")
-    assert process.returncode == status, output[-6000:]
+        pytest.fail(f"{script} did not end within {SECONDS} s:\n{_of_ranks(output)}")
+    assert process.returncode == status, _of_ranks(output)
     result = folder / "result.json"
     return json.loads(result.read_text()) if result.exists() else output
+
+
+def _of_ranks(output: str) -> str:
+    """Return the end of what the ranks said, which torchrun buries under reports of its own."""
+    lines = output.splitlines()
+    return "\n".join(([line for line in lines if line.startswith("[rank")] or lines)[-40:])

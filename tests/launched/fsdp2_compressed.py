@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from helpers.adapted_models import TOKENS, adapt, adapters, compressed, packed_parameters
+from helpers.adapted_models import TOKENS, adapt, compressed, logits, packed_parameters, trained
 from launched.common import ARGUMENTS, joined, of_all_ranks, report
 from octavo.core.errors import OctavoError
 
@@ -30,19 +30,6 @@ def sharded(model: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
     return fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def trained(model: nn.Module, tokens: Tensor, steps: int = 2) -> list[float]:
-    """Train the adapters and return the loss before each step, over all ranks' tokens."""
-    optimizer = torch.optim.SGD([parameter for _, parameter in adapters(model)], lr=0.1)
-    losses = []
-    for _ in range(steps):
-        loss = model(tokens, labels=tokens).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
-
-
 def outside_forward(model: nn.Module) -> dict[str, Any]:
     """Return what the weight of a layer shows while its codes are sharded."""
     weight = model.model.layers[0].mlp.gate_proj.weight
@@ -53,57 +40,57 @@ def outside_forward(model: nn.Module) -> dict[str, Any]:
     return {"error": "none"}
 
 
-def outcome(preset: str) -> dict[str, Any]:
-    base = compressed(preset)
+def outcome(config: str) -> dict[str, Any]:
+    base = compressed(config)
     single, model = adapt(copy.deepcopy(base)), adapt(base)
     before = {name: tensor.clone() for name, tensor in single.state_dict().items()}
-    with torch.no_grad():
-        expected_logits = single(TOKENS).logits
-    expected = trained(single, TOKENS)
+    expected_logits, expected = logits(single), trained(single, TOKENS)
 
     sharded(model, MixedPrecisionPolicy())
-    with torch.no_grad():
-        logits = model(TOKENS).logits
-    whole = sum(parameter.nbytes for parameter in packed_parameters(single).values())
-    mine = sum(parameter.to_local().nbytes for parameter in packed_parameters(model).values())
+    same_logits = torch.equal(logits(model), expected_logits)
     losses = trained(model, TOKENS[dist.get_rank() : dist.get_rank() + 1])
-    after, wanted = get_model_state_dict(model, options=WHOLE), single.state_dict()
-    set_model_state_dict(
-        model,
-        dict(before) if dist.get_rank() == 0 else {},
-        options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True),
-    )
-    with torch.no_grad():
-        reloaded = model(TOKENS).logits
-    rounded, full = bfloat16_outputs(preset)
+    after = get_model_state_dict(model, options=WHOLE)
+    loaded = dict(before) if dist.get_rank() == 0 else {}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, loaded, options=options)
     return {
-        "logits": torch.equal(logits, expected_logits),
+        "logits": same_logits,
         "expected losses": expected,
         "losses": [sum(both) / 2 for both in zip(*of_all_ranks(losses), strict=True)],
-        "share": of_all_ranks(mine / whole),
-        "names": sorted(after) == sorted(wanted) if dist.get_rank() == 0 else None,
-        "unchanged": [
-            name for name in after if "packed" in name and not torch.equal(after[name], before[name])
-        ],
-        "adapters": max(
-            ((after[name] - parameter).abs().max() / parameter.abs().max()).item()
-            for name, parameter in adapters(single)
-            if name in after
-        )
-        if after
-        else None,
-        "moved": [
-            name for name, _ in adapters(single) if name in after and torch.equal(after[name], before[name])
-        ],
-        "reloaded": torch.equal(reloaded, expected_logits),
-        "mixed precision": torch.equal(rounded, full),
+        "share": of_all_ranks(local_bytes(model) / local_bytes(single)),
+        "reloaded": torch.equal(logits(model), expected_logits),
+        "mixed precision": torch.equal(*values_in_mixed_precision(config)),
         "outside": outside_forward(model),
+        **(compared(before, single.state_dict(), after) if dist.get_rank() == 0 else {}),
     }
 
 
-def bfloat16_outputs(preset: str) -> tuple[Tensor, Tensor]:
-    """Return the first packed layer's values under FSDP2's mixed precision, and without FSDP2."""
-    model = compressed(preset)
+def local_bytes(model: nn.Module) -> int:
+    """Return the bytes of codes and scales that this rank holds."""
+    parameters = packed_parameters(model).values()
+    return sum(one.to_local().nbytes if hasattr(one, "to_local") else one.nbytes for one in parameters)
+
+
+def compared(
+    before: dict[str, Tensor], single: dict[str, Tensor], after: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Hold the trained state dict of both ranks against that of one process, and that from before."""
+    packed = [name for name in before if "weight_packed." in name]
+    added = [name for name in before if name.endswith((".down", ".up"))]
+    differences = [
+        ((after[name] - single[name]).abs().max() / single[name].abs().max()).item() for name in added
+    ]
+    return {
+        "names": bool(packed) and sorted(after) == sorted(single),
+        "changed": [name for name in packed if not torch.equal(after[name], before[name])],
+        "still": [name for name in added if torch.equal(after[name], before[name])],
+        "adapters": max(differences),
+    }
+
+
+def values_in_mixed_precision(config: str) -> tuple[Tensor, Tensor]:
+    """Return a packed layer's values in a forward under FSDP2's mixed precision, and without FSDP2."""
+    model = compressed(config)
     layer = model.model.layers[0].mlp.gate_proj
     values = layer.weight.dequantize()
     sharded(model, MixedPrecisionPolicy(param_dtype=torch.bfloat16))
@@ -115,4 +102,4 @@ def bfloat16_outputs(preset: str) -> tuple[Tensor, Tensor]:
 
 
 with joined():
-    report(**{preset: outcome(preset) for preset in ARGUMENTS})
+    report(**{config: outcome(config) for config in ARGUMENTS})
