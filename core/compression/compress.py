@@ -16,6 +16,7 @@ from octavo.core.model.serving import unstored_quantizers
 from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history
 from octavo.core.modules import PackedParameter, hold_packed, is_transposed, packed_form
+from octavo.core.plugins import plugins
 from octavo.core.report.weight_error import WeightErrors
 
 
@@ -72,6 +73,7 @@ def compress(
     make_lasting(model)
     before = sum(weight.layer.get_parameter(weight.slot.parameter).nbytes for weight in weights)
     after = sum(map(_pack, weights))
+    plugins().weights_packed(model)
     say(f"packed {len(weights)} weights: {after:,} bytes instead of {before:,}", quiet)
     return model
 
