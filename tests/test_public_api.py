@@ -12,7 +12,8 @@ ERRORS = {
 }  # fmt: skip
 PUBLIC = ERRORS | {
     "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "Statistics", "TensorQuantizer",
-    "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer", "enable_huggingface",
+    "calibrate", "collect_statistics", "compare", "compress", "convert_checkpoint", "decompress",
+    "disable_quantizer", "enable_huggingface",
     "enable_quantizer", "export_hf_checkpoint", "export_tensorrt_llm_checkpoint",
     "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized",
     "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names",

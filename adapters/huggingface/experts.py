@@ -114,9 +114,18 @@ class QuantStackedExperts(QuantExperts):
         if isinstance(weight, PackedTensor):
             one = weight.one_of_stack(expert)
             codes = Quantized(one.payload, one.scale, one.global_scale)
-            x_side = (x_quantizer.active_state(), x_quantizer.active_key)
-            then = (state, chain, x_quantizer.range_mask)
-            return ops.packed_linear(x, bias, codes, one.spec, one.dtype, *x_side, *then)
+            return ops.packed_linear(
+                x,
+                bias,
+                codes,
+                one.spec,
+                one.dtype,
+                x_quantizer.active_state(),
+                x_quantizer.active_key,
+                state,
+                chain,
+                x_quantizer.range_mask,
+            )
         return ops.fake_quantized_linear(
             x,
             weight[expert],

@@ -72,7 +72,8 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
                 if is_absorbed:
                     stage.absorb()
                 for buffer, shape in shapes.items():
-                    setattr(stage, buffer, torch.full(shape, torch.nan, device=_device_of(layer.layer)))
+                    device = _device_of(layer.layer)
+                    setattr(stage, buffer, torch.full(shape, torch.nan, device=device, dtype=torch.float32))
     plugins().prepare_model(model)
 
 

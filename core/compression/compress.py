@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from octavo.core.calibration.finalized import make_lasting
-from octavo.core.calibration.solvers.sqnr import tensor_sqnr
-from octavo.core.compression.choice import DenseWeight, check_model, check_weights, chosen_weights
+from octavo.core.calibration.finalized import finalized_for, make_lasting
+from octavo.core.compression.choice import check_model, check_weights, chosen_weights
 from octavo.core.compression.mode import COMPRESS, CompressMode
 from octavo.core.compression.numbers import DEFAULT, exporter_named, take_numbers
 from octavo.core.console import say
 from octavo.core.model.serving import unstored_quantizers
+from octavo.core.model.stored_weight import StoredWeight
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history
-from octavo.core.modules import PackedParameter, hold_packed, is_transposed
-from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.modules import PackedParameter, hold_packed, is_transposed, packed_form
+from octavo.core.plugins import plugins
+from octavo.core.report.weight_error import WeightErrors
 
 
 @torch.inference_mode(False)
@@ -62,7 +63,7 @@ def compress(
     check_model(model)
     weights = chosen_weights(model, patterns)
     exporter = exporter_named(model, dialect, target)
-    check_weights(model, weights, exporter)
+    check_weights(model, weights, exporter if finalized_for(model) is None else None)
     if exporter is not None:
         for warning in unstored_quantizers(model, exporter.dialect):
             say(f"warning: {warning}; they are off from now on", quiet)
@@ -72,29 +73,22 @@ def compress(
     make_lasting(model)
     before = sum(weight.layer.get_parameter(weight.slot.parameter).nbytes for weight in weights)
     after = sum(map(_pack, weights))
+    plugins().weights_packed(model)
     say(f"packed {len(weights)} weights: {after:,} bytes instead of {before:,}", quiet)
     return model
 
 
-def _pack(weight: DenseWeight) -> int:
+def _pack(weight: StoredWeight) -> int:
     """Replace one weight by its codes; return their bytes."""
-    layer, slot = weight.layer, weight.slot
-    quantizer, (first, *then) = layer.quantizers()[slot.quantizer], weight.stages()
-    values = quantizer.stages()[0].scaled(layer.quantized_weights()[slot.quantizer].detach())
-    assert first.spec is not None  # noqa: S101 (it is on)
-    codes = PackedTensor.pack(values, first.state_tensors(), first.spec)
-    form: PackedTensor | PackedChain = codes
-    if then and then[0].spec is not None:
-        form = PackedChain(codes, then[0].spec, tuple(then[0].state_tensors()))
-    transposed = is_transposed(layer, slot)
-    packed = PackedParameter(codes, transposed, _errors(values, form, slot.is_stacked and not transposed))
+    layer, slot, values = weight.layer, weight.slot, weight.values
+    packed = PackedParameter(weight.codes(values), is_transposed(layer, slot))
     hold_packed(layer, slot, packed)
-    first.absorb()
+    layer.quantizers()[slot.quantizer].stages()[0].absorb()
+    errors, form = WeightErrors(), packed_form(layer, slot).dequantize(torch.float32)
+    is_apart = slot.is_stacked and not weight.is_in_one_tensor  # checkpoints hold one by one
+    for name, exact, stored in (
+        zip(weight.names(), values, form, strict=True) if is_apart else [("", values, form)]
+    ):
+        errors.add(name, exact, stored)
+    packed.sqnr = tuple(errors.sqnr.values())
     return packed.num_bytes
-
-
-def _errors(values: torch.Tensor, form: PackedTensor | PackedChain, apart: bool) -> list[float | None]:
-    """Return the SQNR in dB of the weight, or of each of a stack that checkpoints take apart."""
-    stored = form.dequantize(torch.float32)
-    pairs = zip(values, stored, strict=True) if apart else [(values, stored)]
-    return [tensor_sqnr(one, rounded) for one, rounded in pairs]

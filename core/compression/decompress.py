@@ -13,6 +13,7 @@ from octavo.core.modes.record import ModeRecord, history, last_record, set_histo
 from octavo.core.modules import QuantModule, WeightSlot, hold_dense, packed_layers, packed_slots
 from octavo.core.modules.packed_parameter import PackedParameter
 from octavo.core.plan import check_device
+from octavo.core.plugins import plugins
 
 
 @torch.inference_mode(False)
@@ -47,6 +48,7 @@ def decompress(model: nn.Module) -> nn.Module:
         for slot, weight in [*packed_slots(layer)]:
             _unpack(layer, slot, weight)
     set_history(owner, tuple(record for record in history(owner) if record.mode != COMPRESS))
+    plugins().weights_unpacked(owner)
     forget_finalization(owner)  # its numbers are the model's own now
     return model
 

@@ -24,6 +24,7 @@ from octavo.core.modules import (
     packed_layers,
     packed_slots,
 )
+from octavo.core.plugins import plugins
 
 COMPRESS = "compress"
 _DENSE = "_octavo_dense_parameters"  # {slot: parameter} of a layer, from restoring until all of it succeeded
@@ -65,9 +66,10 @@ class CompressMode:
             model.__dict__[FINALIZATION] = LastingFinalization.from_json(finalized, f"{_WHERE}: finalized")
 
     def commit(self, model: nn.Module) -> None:
-        """Let the dense parameters go that restoring replaced."""
+        """Let the dense parameters go that restoring replaced, and the framework know."""
         for _, layer in packed_layers(model):
             layer.__dict__.pop(_DENSE, None)
+        plugins().weights_packed(model)
 
     def undo(self, model: nn.Module) -> None:
         """Put the dense parameters back that restoring replaced."""

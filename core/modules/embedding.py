@@ -42,7 +42,7 @@ class QuantEmbedding(QuantModule, nn.Embedding):
             # Only the rows that are asked for: a whole table takes longer to decode than a layer to run.
             rows = take_rows(held.tensor(), input.flatten())
             assert isinstance(rows, PackedTensor)  # noqa: S101 (as it was given)
-            return self.weight_quantizer(rows.dequantize()).unflatten(0, input.shape)
+            return cast(Tensor, self.weight_quantizer(rows.dequantize()).unflatten(0, input.shape))
         return embedding(
             input,
             self.weight_quantizer(dense(held)),

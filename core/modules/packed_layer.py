@@ -103,7 +103,7 @@ def _set_class(layer: QuantModule, parameters: Sequence[str]) -> None:
     """Give `layer` the class that holds these parameters packed; without any its quantized class."""
     wrapper, current = split_wrapper(type(layer))
     plain = current.__bases__[0] if layer.packed_parameters else current
-    new = _packed_class(plain, tuple(parameters)) if parameters else plain  # type: ignore[arg-type]
+    new = _packed_class(plain, tuple(parameters)) if parameters else plain
     layer.__class__ = new if wrapper is None else wrapped_class(wrapper, new)
 
 

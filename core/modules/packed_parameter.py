@@ -64,8 +64,9 @@ class PackedParameter(nn.Module):
 
     def tensor(self) -> PackedTensor:
         """Return codes, scales and format, detached."""
-        parts = (None if tensor is None else tensor.detach() for tensor in self.quantized())
-        return PackedTensor(*parts, self.spec, self.shape, self.dtype)  # type: ignore[arg-type]
+        payload, scale, second = self.quantized()
+        second = None if second is None else second.detach()
+        return PackedTensor(payload.detach(), scale.detach(), second, self.spec, self.shape, self.dtype)
 
     def dequantize(self) -> Tensor:
         """Return the values that the codes stand for, of `shape` and `dtype`."""

@@ -83,7 +83,8 @@ class TensorQuantizer(nn.Module):
         if spec is not None and spec.state:
             for name in spec.state:
                 state_shape = spec.state_shape(name, shape)
-                self.register_buffer(name, torch.full(state_shape, torch.nan, device=device))
+                values = torch.full(state_shape, torch.nan, device=device, dtype=torch.float32)
+                self.register_buffer(name, values)
             self.register_buffer("calibrated", torch.zeros((), dtype=torch.uint8, device=device))
 
     def respecify(self, spec: QuantSpec) -> None:

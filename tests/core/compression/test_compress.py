@@ -106,7 +106,11 @@ def test_patterns_choose_layers_and_the_rest_can_follow() -> None:
         expected = logits(model)
 
     octavo.compress(model, "*.mlp.*", quiet=True)
-    assert [name.rpartition(".")[2] for name, _ in packed_layers(model)] == ["gate_proj", "up_proj", "down_proj"]
+    assert [name.rpartition(".")[2] for name, _ in packed_layers(model)] == [
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
     assert same_bits(logits(model), expected)
 
     octavo.compress(model, ["*q_proj", "*k_proj"], quiet=True)

@@ -74,7 +74,9 @@ def test_embeddings(attributes: dict[str, Any], options: dict[str, Any]) -> None
 
 
 def test_only_the_rows_that_are_asked_for_are_decoded() -> None:
-    model = octavo.quantize(nn.Sequential(nn.Embedding(1000, 16)), weights_only(num_bits=8, axis=0), quiet=True)
+    model = octavo.quantize(
+        nn.Sequential(nn.Embedding(1000, 16)), weights_only(num_bits=8, axis=0), quiet=True
+    )
     octavo.compress(model, dialect="neutral", quiet=True)
     decoded = []
     original = torch.ops.octavo.dequantize

@@ -58,7 +58,11 @@ def test_the_file_holds_codes_and_no_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda layers: layers.update({"model.layers.7": {}}), ModeError, "'model.layers.7'.* no such quantized layer"),
+        (
+            lambda layers: layers.update({"model.layers.7": {}}),
+            ModeError,
+            "'model.layers.7'.* no such quantized layer",
+        ),
         (
             lambda layers: layers["model.layers.0.mlp.up_proj"].update(bias={}),
             ModeError,
