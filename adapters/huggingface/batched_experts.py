@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from octavo.core.modules import QuantExperts, WeightSlot
+from octavo.core.modules import PackedParameter, QuantExperts, WeightSlot
 
 ORIGINAL = ("transformers.models.llama4.modeling_llama4", "Llama4TextExperts")
 
@@ -44,7 +44,9 @@ class QuantBatchedExperts(QuantExperts):
         return self._project(down, value * self.act_fn(gate)).view(-1, self.hidden_size)
 
     def _project(self, slot: WeightSlot, x: Tensor) -> Tensor:
-        weights = getattr(self, slot.quantizer)(self.oriented(self, slot.parameter))
+        held = self.held(slot.parameter)
+        seen = held.dequantize() if isinstance(held, PackedParameter) else self.oriented(self, slot.parameter)
+        weights = getattr(self, slot.quantizer)(seen)
         # The same memory order whether quantizers are on or off: products could differ in the last bit.
         return torch.bmm(getattr(self, slot.inputs)(x), weights.transpose(-1, -2).contiguous())
 

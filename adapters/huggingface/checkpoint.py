@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from octavo.adapters.huggingface.saving import forget_record
 from octavo.core.errors import ExportError
 
 # Files beside the weights that belong to the model and that no object in memory holds.
@@ -23,6 +24,7 @@ def write_companion_files(model: Any, directory: Path, tokenizer: Any, dtype: to
     """
     config = copy.deepcopy(model.config)
     config.dtype = dtype
+    forget_record(config)
     config.architectures = [
         type(model).__name__.removeprefix("FSDP")
     ]  # not that of the checkpoint it began as

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from octavo.core.modules import QuantModule, quantized_linear
+from octavo.core.modules import PackedParameter, QuantModule, quantized_linear
 from octavo.core.quantizers import Quantizer
 
 
@@ -41,6 +41,7 @@ class QuantConv1D(QuantModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output [..., out] for an input [..., in]."""
-        weight = self.weight.t()
+        held = self.held("weight")
+        weight = held if isinstance(held, PackedParameter) else held.t()
         output = quantized_linear(x, self.input_quantizer, weight, self.weight_quantizer, self.bias)
         return cast(Tensor, self.output_quantizer(output))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from octavo.adapters.huggingface.batched_experts import QuantBatchedExperts, is_batched
 from octavo.core import ops
-from octavo.core.formats import unstacked_chain
-from octavo.core.modules import QuantExperts, WeightSlot
+from octavo.core.formats import Quantized, unstacked_chain
+from octavo.core.modules import PackedParameter, QuantExperts, WeightSlot
+from octavo.core.packed import PackedTensor
 
 
 class QuantStackedExperts(QuantExperts):
@@ -54,9 +55,7 @@ class QuantStackedExperts(QuantExperts):
         """
         self.count_tokens(top_k_index)
         up, down = self.weight_slots()
-        weights = {
-            name: getattr(self, name).observe(weight) for name, weight in self.quantized_weights().items()
-        }
+        weights = {slot.quantizer: self._seen(slot) for slot in (up, down)}
         x = getattr(self, up.inputs).observe(hidden_states)
         routed = self._routed(top_k_index)
         if not routed:
@@ -96,17 +95,45 @@ class QuantStackedExperts(QuantExperts):
         gated: Tensor = self._apply_gate(projected) if self.has_gate else self.act_fn(projected)
         return gated
 
-    def _project(self, slot: WeightSlot, expert: int, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    def _seen(self, slot: WeightSlot) -> Tensor | PackedTensor:
+        """Return a stack of weights [experts, out, in] as its quantizer has observed it, or packed."""
+        held = self.held(slot.parameter)
+        if isinstance(held, PackedParameter):
+            return held.tensor()
+        seen: Tensor = getattr(self, slot.quantizer).observe(self.oriented(self, slot.parameter))
+        return seen
+
+    def _project(
+        self, slot: WeightSlot, expert: int, x: Tensor, weights: Mapping[str, Tensor | PackedTensor]
+    ) -> Tensor:
         """Multiply an input, which its quantizer has observed, with one expert's weight."""
         x_quantizer, weight_quantizer = getattr(self, slot.inputs), getattr(self, slot.quantizer)
+        bias = getattr(self, f"{slot.parameter}_bias")[expert] if self.has_bias else None
+        state = [tensor[expert] for tensor in weight_quantizer.active_state()]
+        chain, weight = unstacked_chain(weight_quantizer.active_key), weights[slot.quantizer]
+        if isinstance(weight, PackedTensor):
+            one = weight.one_of_stack(expert)
+            codes = Quantized(one.payload, one.scale, one.global_scale)
+            return ops.packed_linear(
+                x,
+                bias,
+                codes,
+                one.spec,
+                one.dtype,
+                x_quantizer.active_state(),
+                x_quantizer.active_key,
+                state,
+                chain,
+                x_quantizer.range_mask,
+            )
         return ops.fake_quantized_linear(
             x,
-            weights[slot.quantizer][expert],
-            getattr(self, f"{slot.parameter}_bias")[expert] if self.has_bias else None,
+            weight[expert],
+            bias,
             x_quantizer.active_state(),
             x_quantizer.active_key,
-            [state[expert] for state in weight_quantizer.active_state()],
-            unstacked_chain(weight_quantizer.active_key),
+            state,
+            chain,
             x_quantizer.range_mask,
             weight_quantizer.range_mask,
         )

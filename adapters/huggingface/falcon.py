@@ -15,6 +15,7 @@ class QuantFalconLinear(QuantLinear, FalconLinear):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
-        output = quantized_linear(input, self.input_quantizer, self.weight, self.weight_quantizer, None)
+        weight = self.held("weight")
+        output = quantized_linear(input, self.input_quantizer, weight, self.weight_quantizer, None)
         result: Tensor = self.output_quantizer(output if self.bias is None else output + self.bias)
         return result

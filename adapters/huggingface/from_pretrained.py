@@ -19,7 +19,15 @@ from torch import Tensor
 from octavo.core.calibration.quantize import unquantize
 from octavo.core.errors import CheckpointError, PluginError, UnsupportedError, listed
 from octavo.core.evaluation.read_back import exporter_of, fill_model
-from octavo.core.modes.storage import HF_METHOD, restore
+from octavo.core.modes.storage import (
+    HF_METHOD,
+    SavedRecord,
+    attach_modes,
+    describe_modes,
+    load_tensors,
+    read_record,
+)
+from octavo.core.modules import packed_layers
 from octavo.core.plugins import plugins
 
 _NO_OFFLOAD = "give a device_map that keeps all of them on devices"
@@ -44,7 +52,7 @@ def enable_huggingface() -> None:
         register_quantizer,
     )
 
-    quantizer, config = _classes()
+    quantizer, config = quantizer_classes()
     exported = {plugins().exporter(name).quant_method for name in plugins().exporter_names()}
     for method in sorted({HF_METHOD, *exported}):
         present = AUTO_QUANTIZER_MAPPING.get(method)
@@ -70,23 +78,35 @@ def check_device_map(device_map: Any) -> None:
         raise UnsupportedError(f"the device_map puts {listed(on_disk, 2)} on disk; {_NO_OFFLOAD}")
 
 
-def fill_saved(model: Any, checkpoint_files: list[str] | None, method: str) -> None:
-    """Fill a model that transformers built with the tensors of the folder that its files are in.
+def folder_of(checkpoint_files: list[str] | None, method: str) -> Path:
+    """Return the folder that a checkpoint's files are in.
 
     Raises:
-        CheckpointError: transformers was given tensors and no files, or as in `load_quantized` and `restore`.
-        UnsupportedError: weights are offloaded.
+        CheckpointError: transformers was given tensors and no files.
     """
     if not checkpoint_files:
         raise CheckpointError(f"a model of quant_method {method!r} is loaded from its folder, found no files")
+    return Path(checkpoint_files[0]).parent
+
+
+def fill_saved(model: Any, directory: Path, saved: SavedRecord | None) -> None:
+    """Fill a model that transformers built with the tensors in `directory`.
+
+    Args:
+        model: The model, with the structure of its modes where it was saved with modes.
+        directory: Where its files are.
+        saved: The record of its modes; None for a checkpoint that an exporter wrote.
+
+    Raises:
+        CheckpointError, UnsupportedError: as in `load_quantized` and `restore`; or weights are offloaded.
+    """
     offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if offloaded:
         raise UnsupportedError(
             f"{len(offloaded)} weights are offloaded ({listed(offloaded, 2)}); {_NO_OFFLOAD}"
         )
-    directory = Path(checkpoint_files[0]).parent
-    if method == HF_METHOD:
-        restore(model, directory)
+    if saved is not None:
+        load_tensors(model, directory, saved)
     else:
         fill_model(model, exporter_of(directory).open(directory))
 
@@ -100,7 +120,7 @@ def take_quantizers_off(model: Any, dtype: torch.dtype | None) -> Any:
 
 
 @cache
-def _classes() -> tuple[type, type]:
+def quantizer_classes() -> tuple[type, type]:
     """Return our quantizer and config classes, which need transformers' own as bases."""
     from transformers.core_model_loading import ConversionOps, WeightConverter
     from transformers.quantizers import HfQuantizer
@@ -126,10 +146,16 @@ def _classes() -> tuple[type, type]:
         """Loads what Octavo wrote; see `enable_huggingface`."""
 
         is_trainable = False
+        saved: SavedRecord | None = None
 
         def is_serializable(self) -> bool:
-            """Say no: the weights are dequantized, and would be saved as what they are not."""
-            return False
+            """Say no for exported checkpoints: the weights are dequantized, and would be saved as what they are not."""
+            return bool(self.quantization_config.quant_method == HF_METHOD)
+
+        def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+            """Return what `save_pretrained` writes; the record of modes goes into the config, which follows."""
+            model.config.quantization_config = {"quant_method": HF_METHOD, **describe_modes(model)}
+            return model.state_dict(), {}
 
         def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:
             """Keep transformers from taking codes for weights, and from fusing them."""
@@ -142,17 +168,23 @@ def _classes() -> tuple[type, type]:
         def _process_model_before_weight_loading(
             self, model: Any, checkpoint_files: list[str] | None = None, **_: Any
         ) -> None:
-            self.checkpoint_files = checkpoint_files
+            method = self.quantization_config.quant_method
+            self.directory = folder_of(checkpoint_files, method)
+            if method == HF_METHOD:
+                # Before tensors have memory: packed weights then take theirs, and dense ones none.
+                self.saved = read_record(self.directory)
+                attach_modes(model, self.saved)
+                for _, layer in packed_layers(model):
+                    layer._is_hf_initialized = True  # type: ignore[assignment]  # no random weights for these
             # Missing and unexpected names are errors of our readers, which know those of scales.
             model._keys_to_ignore_on_load_missing = model._keys_to_ignore_on_load_unexpected = {".*"}
 
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
             del model._keys_to_ignore_on_load_missing, model._keys_to_ignore_on_load_unexpected
             model._weight_conversions = None  # those of its class hold again, as for a model built in memory
-            method = self.quantization_config.quant_method
-            fill_saved(model, self.checkpoint_files, method)
-            if method == HF_METHOD:
+            if self.saved is not None:  # one that was quantized here is no different
                 self.remove_quantization_config(model)
+            fill_saved(model, self.directory, self.saved)
 
         def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
             return take_quantizers_off(model, dtype)

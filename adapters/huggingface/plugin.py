@@ -126,6 +126,24 @@ def unprepare_model(model: nn.Module) -> None:
 
 
 @hookimpl
+def weights_packed(model: nn.Module) -> None:
+    """Let `save_pretrained` write packed weights."""
+    if is_transformers_model(model):
+        from octavo.adapters.huggingface.saving import allow_saving
+
+        allow_saving(model)
+
+
+@hookimpl
+def weights_unpacked(model: nn.Module) -> None:
+    """Undo `weights_packed`."""
+    if is_transformers_model(model):
+        from octavo.adapters.huggingface.saving import forget_saving
+
+        forget_saving(model)
+
+
+@hookimpl
 def checkpoint_layout(model: nn.Module, names: Sequence[str]) -> CheckpointLayout | None:
     """Name parameters, and take stacked experts apart, as `save_pretrained` would."""
     if not is_transformers_model(model):

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.calibration.differences import Numbers, differences
-from octavo.core.calibration.finalized import FINALIZATION, finalized_for, forget_finalization
+from octavo.core.calibration.finalized import (
+    FINALIZATION,
+    LastingFinalization,
+    check_not_finalized,
+    finalized_for,
+    forget_finalization,
+    lasting_finalization,
+)
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.smoothing_fold import fold_smoothing, format_of
@@ -24,7 +31,13 @@ from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.model.exporter import Dialect, GroupingDialect, InputDialect
 from octavo.core.model.targets import check_target
 from octavo.core.modes.record import last_record
-from octavo.core.modules import QuantExperts, QuantModule, quantized_layers, tensor_quantizers
+from octavo.core.modules import (
+    QuantExperts,
+    QuantModule,
+    check_not_packed,
+    quantized_layers,
+    tensor_quantizers,
+)
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import Rotation, TensorQuantizer
 
@@ -107,7 +120,7 @@ def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None
         A sentence for each quantizer whose numbers the target changes; none without a target.
 
     Raises:
-        ModeError: the model is not quantized, is finalized already, or its weights are folded.
+        ModeError: the model is not quantized, is finalized already, or its weights are folded or packed.
         PluginError: no exporter has that name.
         ConfigError: the target is unknown, or given with a dialect that is not an exporter's name.
     """
@@ -116,6 +129,9 @@ def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None
     if record is None:
         raise ModeError("the model is not quantized; call octavo.quantize first")
     check_not_folded(model, "finalize it")
+    check_not_packed(
+        model, "finalize them for a dialect now (octavo.compress(model, dialect=…) does before packing)"
+    )
     if (other := finalized_for(model)) is not None:
         raise ModeError(f"the model is finalized for {other} already; call octavo.unfinalize(model) first")
     quantizers = dict(tensor_quantizers(model))
@@ -143,29 +159,31 @@ def unfinalize(model: nn.Module) -> None:
     """Undo `finalize`.
 
     Raises:
-        ModeError: the model is not finalized.
+        ModeError: the model is not finalized, or its weights were packed since.
     """
     if finalized_for(model) is None:
         raise ModeError("the model is not finalized")
+    if lasting_finalization(model) is not None:
+        check_not_finalized(model, "unfinalizing")
     model.__dict__[FINALIZATION].undo()
     forget_finalization(model)
 
 
 def target_differences(model: nn.Module) -> tuple[str, ...]:
     """Return what `finalize` returned for this model; nothing when it is not finalized."""
-    record: _Finalization | None = model.__dict__.get(FINALIZATION)
+    record: _Finalization | LastingFinalization | None = model.__dict__.get(FINALIZATION)
     return () if record is None else record.differences
 
 
 def folded_layers(model: nn.Module) -> frozenset[str]:
     """Return the layers whose `pre_quant_scale` finalizing has folded; none when the model is not finalized."""
-    record: _Finalization | None = model.__dict__.get(FINALIZATION)
+    record: _Finalization | LastingFinalization | None = model.__dict__.get(FINALIZATION)
     return frozenset() if record is None else record.folded
 
 
 def finalization_notes(model: nn.Module) -> tuple[str, ...]:
     """Return why finalizing left some `pre_quant_scale` unfolded that the dialect would fold."""
-    record: _Finalization | None = model.__dict__.get(FINALIZATION)
+    record: _Finalization | LastingFinalization | None = model.__dict__.get(FINALIZATION)
     return () if record is None else record.notes
 
 

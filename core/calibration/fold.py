@@ -9,7 +9,7 @@ from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import FOLD, FoldMode
 from octavo.core.errors import ModeError, listed
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history
-from octavo.core.modules import quantized_layers
+from octavo.core.modules import check_not_packed, quantized_layers
 from octavo.core.plan import check_device
 
 
@@ -28,11 +28,13 @@ def fold_weight(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ModeError: the model is not quantized or is finalized for a dialect, or a weight quantizer was never calibrated.
+        ModeError: the model is not quantized or is finalized for a dialect, weights are packed, or a weight quantizer
+            was never calibrated.
         PlanError: weights are on the meta device, or sharded.
     """
     if last_record(model, "quantize") is None:
         raise ModeError("the model is not quantized; call octavo.quantize first")
+    check_not_packed(model, "fold them")
     check_not_finalized(model, "folding the weights of")
     check_device(model)
     weights = [

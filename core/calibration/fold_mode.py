@@ -26,6 +26,9 @@ class FoldMode:
     def restore(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Do nothing: the quantizers that are off are described by `quantize`."""
 
+    def commit(self, model: nn.Module) -> None:
+        """Do nothing: nothing is kept."""
+
     def undo(self, model: nn.Module) -> None:
         """Do nothing: called where restoring failed, before any weight was loaded."""
 

@@ -62,26 +62,31 @@ def attach_described(model: nn.Module, layers: Mapping[str, Any]) -> None:
         swap_with(layer.name, layer.layer, layer.quantized, layer.stages)
         for quantizer_name, enabled in layer.enabled.items():
             quantizer: Quantizer = getattr(layer.layer, quantizer_name)
+            absorbed = layer.absorbed[quantizer_name]
             scales, rotations = layer.scales[quantizer_name], layer.rotations[quantizer_name]
             # One that is off has no description, unless it multiplies or rotates.
-            for stage, is_on, shapes, rotation in zip(
-                quantizer.stages(), enabled, scales, rotations, strict=False
+            for stage, is_on, is_absorbed, shapes, rotation in zip(
+                quantizer.stages(), enabled, absorbed, scales, rotations, strict=False
             ):
                 stage.enabled, stage.rotation = is_on, rotation
+                if is_absorbed:
+                    stage.absorb()
                 for buffer, shape in shapes.items():
-                    setattr(stage, buffer, torch.full(shape, torch.nan, device=_device_of(layer.layer)))
+                    device = _device_of(layer.layer)
+                    setattr(stage, buffer, torch.full(shape, torch.nan, device=device, dtype=torch.float32))
     plugins().prepare_model(model)
 
 
 @dataclass(frozen=True)
 class _DescribedLayer:
-    """A layer, its quantized class, and stages, switches, shapes of factors and rotations of its quantizers."""
+    """A layer, its quantized class, and of its quantizers stages, switches, what is absorbed, factors, rotations."""
 
     name: str
     layer: nn.Module
     quantized: type[QuantModule]
     stages: dict[str, tuple[StageSetting, ...]]
     enabled: dict[str, tuple[bool, ...]]
+    absorbed: dict[str, tuple[bool, ...]]
     scales: dict[str, tuple[dict[str, tuple[int, ...]], ...]]
     rotations: dict[str, tuple[Rotation | None, ...]]
 
@@ -96,7 +101,7 @@ def _read_layer(
         )
     quantized = _quantized_class(name, modules[name], part(data, "attention", bool, where), experts.get(name))
     quantizers = part(data, "quantizers", dict, where)
-    stages, enabled, scales, rotations = {}, {}, {}, {}
+    stages, enabled, absorbed, scales, rotations = {}, {}, {}, {}, {}
     for quantizer_name in quantizers:
         described = part(quantizers, quantizer_name, list, where)
         stages[quantizer_name] = tuple(
@@ -105,6 +110,7 @@ def _read_layer(
             if stage.get("spec", "missing") is not None
         )
         enabled[quantizer_name] = tuple(part(stage, "enabled", bool, where) for stage in described)
+        absorbed[quantizer_name] = tuple("absorbed" in stage for stage in described)
         scales[quantizer_name] = tuple(_read_shapes(stage, where) for stage in described)
         rotations[quantizer_name] = tuple(_read_rotation(stage, where) for stage in described)
     if set(quantizers) - set(quantized.on_demand) != set(quantized.constant_names()):
@@ -112,7 +118,7 @@ def _read_layer(
             f"{where} has the quantizers {', '.join(quantizers)}; {quantized.__name__} has "
             f"{', '.join(quantized.quantizer_names)}"
         )
-    return _DescribedLayer(name, modules[name], quantized, stages, enabled, scales, rotations)
+    return _DescribedLayer(name, modules[name], quantized, stages, enabled, absorbed, scales, rotations)
 
 
 def _quantized_class(
@@ -166,6 +172,7 @@ def _describe_stage(stage: TensorQuantizer) -> dict[str, Any]:
         "calibrator": stage.calibrator.to_json(),
         "pre_quant_scale": None,
         **_shapes_of(stage),
+        **({"absorbed": True} if stage.is_absorbed else {}),
         **({} if stage.bias is None else {"bias": stage.bias.to_json()}),
         **({} if stage.rotation is None else {"rotation": stage.rotation.to_json()}),
     }

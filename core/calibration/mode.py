@@ -9,7 +9,11 @@ from torch import nn
 
 from octavo.core.calibration.attach import detach
 from octavo.core.calibration.calibration_report import check_report
-from octavo.core.calibration.finalized import check_not_finalized, forget_finalization
+from octavo.core.calibration.finalized import (
+    check_not_finalized,
+    forget_finalization,
+    lasting_finalization,
+)
 from octavo.core.calibration.layer_records import attach_described, describe_quantizers
 from octavo.core.modes.record import part
 
@@ -26,7 +30,8 @@ class QuantizeMode:
         Raises:
             ModeError: the model is finalized for a dialect, so that its formats are not its own.
         """
-        check_not_finalized(model, "saving")
+        if lasting_finalization(model) is None:
+            check_not_finalized(model, "saving")
         return {**state, "layers": describe_quantizers(model)}
 
     def restore(self, model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -39,6 +44,9 @@ class QuantizeMode:
         part(state, "same_input", list, where)  # finalizing reads it
         check_report(state, where)
         attach_described(model, part(state, "layers", dict, where))
+
+    def commit(self, model: nn.Module) -> None:
+        """Do nothing: nothing is kept."""
 
     def undo(self, model: nn.Module) -> None:
         """Take all quantizers off.

@@ -25,6 +25,7 @@ from octavo.core.errors import ModeError, listed
 from octavo.core.modes.record import history, last_record, set_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.modes.transaction import applying
+from octavo.core.modules import check_not_packed
 from octavo.core.plan import check_device, plan
 
 if TYPE_CHECKING:
@@ -112,11 +113,12 @@ def calibrate(
         quiet: Print nothing and show no progress bar.
 
     Raises:
-        ModeError: the model is not quantized, or is finalized for a dialect.
+        ModeError: the model is not quantized, is finalized for a dialect, or holds packed weights.
         ConfigError, UnsupportedError, CalibrationError: as in `quantize`.
     """
     if not any(record.mode == "quantize" for record in history(model)):
         raise ModeError("the model is not quantized; call octavo.quantize first")
+    check_not_packed(model, "calibrate it")
     check_not_finalized(model, "calibrating")
     algorithms = algorithms_of(algorithm)
     calibrate_weights(model)
@@ -140,9 +142,10 @@ def unquantize(model: nn.Module) -> nn.Module:
 
     Raises:
         ModeError: the model is not quantized, an algorithm (`gptq`, `compensate`, …) gave weights other values, weights
-            are folded, or another mode was applied after.
+            are folded or packed, or another mode was applied after.
     """
     check_not_folded(model, "unquantize it")
+    check_not_packed(model, "unquantize it")
     if changed := calibration_report(model).get("changed_weights"):
         raise ModeError(
             f"calibration gave {len(changed)} weights other values ({listed(changed, 2)}), and the original ones are "

@@ -19,7 +19,7 @@ from octavo.core.config.transforms import transform_attributes
 from octavo.core.console import say
 from octavo.core.errors import ConfigError, ModeError, PlanError, listed
 from octavo.core.modes.record import last_record
-from octavo.core.modules import QuantModule, class_key, quantized_layers
+from octavo.core.modules import QuantModule, check_not_packed, class_key, quantized_layers
 from octavo.core.plan.checks import block_problems, state_problems, tied_problems
 from octavo.core.plan.settings import LayerSetting, StageSetting, stage_settings
 from octavo.core.plan.sites import Site
@@ -233,6 +233,7 @@ def _apply(model: nn.Module, decided: Sequence[_Decided]) -> None:
         raise PlanError(f"{len(problems)} quantizers do not fit; nothing was changed: {listed(problems)}")
     if any(d.quantizer in d.module.quantized_weights() and d.changes_values for d in changed):
         check_not_folded(model, "change its weight quantizers")
+        check_not_packed(model, "change their quantizers")
     for decision in changed:
         _apply_one(decision)
 

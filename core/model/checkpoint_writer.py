@@ -26,7 +26,7 @@ from octavo.core.model.model_source import ModelSource, dtype_of, left_out_modul
 from octavo.core.model.shards import check_shard_limit
 from octavo.core.model.spelled_files import Spelling, check_written, write_spelled
 from octavo.core.model.stored_weight import StoredWeight, check_layout
-from octavo.core.modules import QuantExperts, quantized_layers
+from octavo.core.modules import PackedParameter, QuantExperts, dense_names, packed_layers, quantized_layers
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
 from octavo.core.report.files import write_report
@@ -86,7 +86,7 @@ def write_checkpoint(
             written.
         CheckpointError: what was written does not read back.
     """
-    with atomic_folder(export_dir, options.overwrite) as folder:
+    with dense_names(model), atomic_folder(export_dir, options.overwrite) as folder:
         _write_companions(model, folder, options)
         errors = WeightErrors()
         with finalized_as(model, export.exporter, options.target):
@@ -121,9 +121,30 @@ def finalized_as(model: nn.Module, exporter: str, target: str | None) -> Abstrac
     own = plugins().exporter(exporter)
     name = (own.dialect if target is None else own.dialect_for(target)).name
     other = finalized_for(model)
+    check_finalized_as(model, name)
+    return nullcontext() if other == name else finalized(model, exporter, target)
+
+
+def check_finalized_as(model: nn.Module, name: str) -> None:
+    """Refuse a model that has other numbers than a dialect's, and cannot get these.
+
+    Raises:
+        ExportError: it is finalized for something else, or its weights are packed in other numbers.
+    """
+    other = finalized_for(model)
+    if any(True for _ in packed_layers(model)) and other != name:
+        raise ExportError(
+            f"the model's weights are packed in the numbers of {other or 'the simulation (neutral)'}, asked for "
+            f"{name}. "
+            + (
+                f"Export it as {other} and give that checkpoint to octavo.convert_checkpoint, or compress"
+                if other is not None
+                else "Compress"
+            )
+            + " the quantized original with the dialect and target that it will be exported for"
+        )
     if other not in (None, name):
         raise ExportError(f"the model is finalized for {other}; call octavo.unfinalize(model) first")
-    return nullcontext() if other == name else finalized(model, exporter, target)
 
 
 def _write_companions(model: nn.Module, folder: Path, options: WriteOptions) -> None:
@@ -162,8 +183,10 @@ def _framework_layout(model: nn.Module) -> CheckpointLayout:
     modules = model.named_modules(
         remove_duplicate=False
     )  # a shared layer under all of its names, as state dicts
-    quantizers = tuple(f"{name}." for name, module in modules if isinstance(module, TensorQuantizer))
-    names = [name for name in model.state_dict() if not name.startswith(quantizers)]
+    own = tuple(
+        f"{name}." for name, module in modules if isinstance(module, TensorQuantizer | PackedParameter)
+    )
+    names = [name for name in model.state_dict() if not name.startswith(own)]
     return plugins().checkpoint_layout(model, names)
 
 

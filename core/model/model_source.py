@@ -18,7 +18,7 @@ from octavo.core.model.checkpoint_source import PackedWeight
 from octavo.core.model.exporter import InputState, LayerFormat
 from octavo.core.model.module_names import module_names
 from octavo.core.model.stored_weight import StoredWeight, input_state
-from octavo.core.modules import QuantAttention, quantized_layers
+from octavo.core.modules import PackedParameter, QuantAttention, quantized_layers
 from octavo.core.plugins import plugins
 from octavo.core.report.weight_error import WeightErrors
 
@@ -113,6 +113,8 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def _is_left_out(name: str, module: nn.Module, weights: Mapping[str, StoredWeight]) -> bool:
+    if isinstance(module, PackedParameter):
+        return False
     own = dict(module.named_parameters(name, recurse=False))
     matrices = [
         own_name

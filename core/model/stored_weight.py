@@ -13,7 +13,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.checkpoint_source import PackedWeight
 from octavo.core.model.exporter import InputState
-from octavo.core.modules import QuantExperts, QuantModule, WeightSlot
+from octavo.core.modules import PackedParameter, QuantExperts, QuantModule, WeightSlot
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.core.quantizers import TensorQuantizer
 from octavo.core.report.weight_error import WeightErrors
@@ -60,8 +60,22 @@ class StoredWeight:
         return stage.low_rank_down, stage.low_rank_up
 
     @property
+    def held(self) -> PackedParameter | None:
+        """Codes and scales, where the layer holds the weight packed."""
+        found = self.layer.held(self.slot.parameter)
+        return found if isinstance(found, PackedParameter) else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight as its quantizer sees it."""
+        held = self.held
+        return (
+            tuple(self.layer.quantized_weights()[self.slot.quantizer].shape) if held is None else held.shape
+        )
+
+    @property
     def values(self) -> Tensor:
-        """The weight as its quantizer sees it: times its `pre_quant_scale`."""
+        """The weight as its quantizer sees it: times its `pre_quant_scale`. Packed ones have their values no more."""
         weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
         return self.layer.quantizers()[self.slot.quantizer].stages()[0].scaled(weight)
 
@@ -74,8 +88,25 @@ class StoredWeight:
         """Return the parameter's name, or those of the weights that it stacks: `experts.down_proj[3]`."""
         if not self.slot.is_stacked:
             return [self.name]
-        number = self.layer.get_parameter(self.slot.parameter).shape[0]
-        return [f"{self.name}[{index}]" for index in range(number)]
+        return [f"{self.name}[{index}]" for index in range(self.shape[0])]
+
+    def codes(self, values: Tensor | None, index: int | None = None) -> PackedTensor:
+        """Return codes and scales of the weight, or of one of a stack.
+
+        Args:
+            values: `self.values`, or None where the layer holds codes.
+            index: Which of a stack, or None for all of it.
+        """
+        if values is None:
+            assert self.held is not None  # noqa: S101 (else there are values)
+            held = self.held.tensor()
+            return held if index is None else held.one_of_stack(index)
+        state = self.layer.quantizers()[self.slot.quantizer].stages()[0].state_tensors()
+        if index is None:
+            return PackedTensor.pack(
+                values, state, self.spec.stacked() if self.slot.is_stacked else self.spec
+            )
+        return PackedTensor.pack(values[index], [tensor[index] for tensor in state], self.spec)
 
     def packed(self, layout: CheckpointLayout, errors: WeightErrors) -> Iterator[PackedWeight]:
         """Yield the weight, or each part of it that the checkpoint has.
@@ -89,22 +120,35 @@ class StoredWeight:
         Raises:
             ExportError: scales do not divide among segments.
         """
-        stage = self.layer.quantizers()[self.slot.quantizer].stages()[0]
-        weight, state, spec = self.values, stage.state_tensors(), self.spec
+        values = self.values if self.held is None else None
         beside = (input_state(self.layer, self.slot.inputs), self.low_rank)
         if self.name in layout.names:
-            spec = spec.stacked() if self.slot.is_stacked else spec
-            packed = PackedTensor.pack(weight, state, spec)
+            packed = self.codes(values)
             stored = packed if self.then is None else self._chain(packed, self.then)
-            errors.add(self.name, weight, stored.dequantize(torch.float32))
+            self._add_error(errors, values, stored)
             yield PackedWeight(layout.names[self.name].removesuffix(".weight"), stored, *beside)
             return
         for index, names in enumerate(layout.parts[self.name]):
-            packed = PackedTensor.pack(weight[index], [tensor[index] for tensor in state], spec)
-            errors.add(f"{self.name}[{index}]", weight[index], packed.dequantize(torch.float32))
+            packed = self.codes(values, index)
+            self._add_error(errors, values, packed, index)
             for segment, name in enumerate(names):
                 part = self._segment(packed, segment, len(names))
                 yield PackedWeight(name.removesuffix(".weight"), part, *beside, is_segment=len(names) > 1)
+
+    def _add_error(
+        self,
+        errors: WeightErrors,
+        values: Tensor | None,
+        stored: PackedTensor | PackedChain,
+        index: int | None = None,
+    ) -> None:
+        """Tell `errors` how far codes are from values; where these are gone, what was noted when they were packed."""
+        name = self.name if index is None else f"{self.name}[{index}]"
+        if values is not None:
+            exact = values if index is None else values[index]
+            errors.add(name, exact, stored.dequantize(torch.float32))
+        elif self.held is not None:
+            errors.sqnr[name] = self.held.sqnr[index or 0]
 
     def _chain(self, packed: PackedTensor, then: TensorQuantizer) -> PackedChain:
         assert then.spec is not None  # noqa: S101 (the exporter has found a name for it)

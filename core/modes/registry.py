@@ -14,6 +14,7 @@ _MODES = {
     "quantize": "octavo.core.calibration.mode:QuantizeMode",
     "fold_weight": "octavo.core.calibration.fold_mode:FoldMode",
     "distill": "octavo.core.distillation.mode:DistillMode",
+    "compress": "octavo.core.compression.mode:CompressMode",
 }
 
 
@@ -33,6 +34,9 @@ class Mode(Protocol):
 
     def restore(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Rebuild the structure that `state` describes on a plain model; tensors are loaded afterwards."""
+
+    def commit(self, model: nn.Module) -> None:
+        """Drop what `undo` of `restore` would need; called when all modes are restored and tensors are loaded."""
 
     def undo(self, model: nn.Module) -> None:
         """Take every trace of the mode off the model, also after a failure half-way."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from octavo.core.errors import CheckpointError, ExportError, ModeError, listed
+from octavo.core.errors import CheckpointError, ExportError, ModeError, UnsupportedError, listed
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.shard_reader import ShardReader, read_json
 from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
 from octavo.core.modes.record import ModeRecord, history, part, set_history
 from octavo.core.modes.registry import mode_named
+from octavo.core.modules import dense_names
 from octavo.core.plugins import plugins
 
 RECORD_NAME = "octavo_modes.json"
@@ -44,15 +46,15 @@ def save(
             not empty or cannot be written.
     """
     check_shard_limit(max_shard_bytes)
-    modes = [_current(model, record).to_json() for record in history(model)]
+    record = describe_modes(model)
     tensors, aliases = _distinct_tensors(model)
     with atomic_folder(Path(directory), overwrite) as folder:
         writer = SafetensorsWriter(folder, max_shard_bytes)
         for name, tensor in tensors.items():
             writer.add(name, tensor)
         verify_shards(folder, writer.finish())
-        record = {"version": RECORD_VERSION, "modes": modes, "aliases": aliases}
-        (folder / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({**record, "aliases": aliases}, indent=2)
+        (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
         _write_companions(model, folder)
 
 
@@ -76,12 +78,10 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
         raise ModeError(
             f"the model has modes already: {', '.join(r.mode for r in history(model))}; use a plain one"
         )
-    records, aliases = _read_record(Path(directory) / RECORD_NAME)
+    saved = read_record(Path(directory))
     try:
-        for record in records:
-            set_history(model, (*history(model), record))
-            mode_named(record.mode).restore(model, record.state)
-        _load(model, Path(directory), aliases)
+        attach_modes(model, saved)
+        load_tensors(model, Path(directory), saved)
     except BaseException:
         for record in reversed(history(model)):
             mode_named(record.mode).undo(model)
@@ -90,8 +90,41 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
     return model
 
 
+@dataclass(frozen=True)
+class SavedRecord:
+    """What a folder says of a model's modes.
+
+    Attributes:
+        modes: Their records, in order.
+        aliases: {tensor that was written once: the name under which it was}.
+        is_framework: The framework's own `save_pretrained` wrote the folder: the record is in config.json, tensors
+            have the names of its checkpoints, and tied ones are missing without a word.
+    """
+
+    modes: tuple[ModeRecord, ...]
+    aliases: Mapping[str, str]
+    is_framework: bool = False
+
+
+def describe_modes(model: nn.Module) -> dict[str, Any]:
+    """Return the record of the model's modes as they are now, JSON-ready; `read_record` reads it."""
+    return {"version": RECORD_VERSION, "modes": [_current(model, record).to_json() for record in history(model)]}
+
+
+def attach_modes(model: nn.Module, saved: SavedRecord) -> None:
+    """Give a plain model, on any device, the structure that its modes describe; tensors are loaded afterwards.
+
+    Raises:
+        OctavoError: as in `restore`; the model is then changed in part.
+    """
+    for record in saved.modes:
+        set_history(model, (*history(model), record))
+        mode_named(record.mode).restore(model, record.state)
+
+
 def _write_companions(model: nn.Module, folder: Path) -> None:
-    dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    with dense_names(model):
+        dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
     if dtypes:
         plugins().write_companions(model, folder, None, dtypes[0])
     path = folder / "config.json"
@@ -122,11 +155,18 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     return distinct, aliases
 
 
-def _load(model: nn.Module, directory: Path, aliases: dict[str, str]) -> None:
-    reader = ShardReader(directory)
-    tensors = {name: reader.tensor(name) for name in reader.names()}
+def load_tensors(model: nn.Module, directory: Path, saved: SavedRecord) -> None:
+    """Load what `attach_modes` made room for.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or tensors do not fit the model.
+        UnsupportedError: the framework's `save_pretrained` took tensors of the model apart.
+    """
+    reader, expected = ShardReader(directory), model.state_dict(keep_vars=True)
+    names = _names_in_framework(model, list(expected)) if saved.is_framework else {}
+    tensors = {names.get(name, name): reader.tensor(name) for name in reader.names()}
+    aliases = _tied(expected, tensors) if saved.is_framework else saved.aliases
     tensors |= {alias: tensors[name] for alias, name in aliases.items() if name in tensors}
-    expected = model.state_dict()
     wanted = dict.fromkeys([*expected, *aliases.values()])
     problems = [f"missing {name!r}" for name in wanted if name not in tensors]
     problems += [f"unexpected {name!r}" for name in tensors if name not in expected]
@@ -137,6 +177,24 @@ def _load(model: nn.Module, directory: Path, aliases: dict[str, str]) -> None:
         raise CheckpointError(f"{directory} does not fit this {type(model).__name__}: {listed(problems)}")
     with torch.no_grad():
         model.load_state_dict(tensors)
+    for record in saved.modes:
+        mode_named(record.mode).commit(model)
+
+
+def _names_in_framework(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Return {name in the framework's checkpoints: the model's own}."""
+    layout = plugins().checkpoint_layout(model, names)
+    if layout.parts:
+        raise UnsupportedError(
+            f"save_pretrained takes {listed(list(layout.parts), 2)} apart; write such a model with octavo.save"
+        )
+    return {new: own for own, new in layout.names.items()}
+
+
+def _tied(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the tensors that are missing and tied to one that is there, with its name."""
+    there = {id(tensor): name for name, tensor in expected.items() if name in tensors}
+    return {name: there[id(t)] for name, t in expected.items() if name not in tensors and id(t) in there}
 
 
 def _differences(name: str, found: Tensor, wanted: Tensor) -> Iterator[str]:
@@ -146,10 +204,19 @@ def _differences(name: str, found: Tensor, wanted: Tensor) -> Iterator[str]:
         yield f"{name!r} has dtype {found.dtype}, the model's has {wanted.dtype} (convert the plain model first)"
 
 
-def _read_record(path: Path) -> tuple[list[ModeRecord], dict[str, str]]:
-    """Return the records of modes and the aliases of tensors."""
+def read_record(directory: Path) -> SavedRecord:
+    """Read the record that `save` wrote, or the framework's `save_pretrained` into its config.json.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ModeError: it is of a newer version, or has a mode that is unknown.
+    """
+    own, config = directory / RECORD_NAME, directory / "config.json"
+    is_framework = not own.is_file() and config.is_file()
+    path = config if is_framework else own
     try:
         data = read_json(path)
+        data = part(data, "quantization_config", dict, str(path)) if is_framework else data
         version = part(data, "version", int, str(path))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; give a folder that octavo.save wrote") from error
@@ -158,11 +225,11 @@ def _read_record(path: Path) -> tuple[list[ModeRecord], dict[str, str]]:
             f"{path} has version {version}; this Octavo reads version {RECORD_VERSION}. Upgrade it"
         )
     modes = part(data, "modes", list, str(path))
-    records = [ModeRecord.from_json(mode, f"{path}: modes[{n}]") for n, mode in enumerate(modes)]
+    records = tuple(ModeRecord.from_json(mode, f"{path}: modes[{n}]") for n, mode in enumerate(modes))
     for record in records:
         newest = mode_named(record.mode).version
         if record.version > newest:
             raise ModeError(
                 f"mode {record.mode!r} has version {record.version}; this Octavo reads up to {newest}"
             )
-    return records, part(data, "aliases", dict, str(path))
+    return SavedRecord(records, {} if is_framework else part(data, "aliases", dict, str(path)), is_framework)

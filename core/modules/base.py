@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from octavo.core.modules.packed_parameter import PackedParameter, packed_name
 from octavo.core.quantizers import Quantizer
 
 
@@ -40,12 +41,14 @@ class QuantModule(nn.Module):
         own_attributes: What quantized layers of this class keep on the instance; gone when they are swapped back.
         weight_is_transposed: Whether the layer holds its weight as [in, out]. Its quantizers see [out, in], and
             checkpoints store that.
+        packed_parameters: Parameters that the layer holds packed (see `packed_layer`).
     """
 
     quantizer_names: ClassVar[tuple[str, ...]] = ()
     on_demand: ClassVar[tuple[str, ...]] = ()
     own_attributes: ClassVar[tuple[str, ...]] = ()
     weight_is_transposed: ClassVar[bool] = False
+    packed_parameters: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def weight_slots(cls) -> tuple[WeightSlot, ...]:
@@ -63,6 +66,12 @@ class QuantModule(nn.Module):
     def quantized_weights(self) -> dict[str, Tensor]:
         """Return the parameters that quantizers of this layer stand for, by quantizer name."""
         return {}
+
+    def held(self, parameter: str) -> Tensor | PackedParameter:
+        """Return a parameter in the form in which the layer holds it: dense, or codes and scales."""
+        name = packed_name(parameter) if parameter in self.packed_parameters else parameter
+        found: Tensor | PackedParameter = getattr(self, name)
+        return found
 
     def quantizers(self) -> dict[str, Quantizer]:
         """Return this layer's quantizers by name."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 
 from octavo.core.modules.base import QuantModule
+from octavo.core.modules.packed_parameter import dense
 from octavo.core.quantizers import Quantizer
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
@@ -51,9 +52,8 @@ class QuantConvolution(QuantModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [batch, out_channels, …] for an input [batch, in_channels, …]."""
-        output = self._conv_forward(
-            self.input_quantizer(input), self.weight_quantizer(self.weight), self.bias
-        )
+        weight = self.weight_quantizer(dense(self.held("weight")))
+        output = self._conv_forward(self.input_quantizer(input), weight, self.bias)
         return cast(Tensor, self.output_quantizer(output))
 
 
@@ -72,7 +72,7 @@ class QuantTransposedConvolution(QuantConvolution):
         )
         output = _TRANSPOSED[num_spatial_dims](
             self.input_quantizer(input),
-            self.weight_quantizer(self.weight),
+            self.weight_quantizer(dense(self.held("weight"))),
             self.bias,
             conv.stride,
             conv.padding,

@@ -95,9 +95,10 @@ class QuantExperts(QuantModule):
 
     @classmethod
     def oriented(cls, layer: nn.Module, parameter: str) -> Tensor:
-        """Return a stacked parameter as [experts, out, in], whichever way `layer` stores it."""
+        """Return a stacked parameter as [experts, out, in], whichever way `layer` stores it; packed ones are so."""
         weights: Tensor = getattr(layer, parameter)
-        return weights.transpose(-1, -2) if cls.is_in_one_tensor(layer) else weights
+        is_packed = parameter in getattr(layer, "packed_parameters", ())
+        return weights.transpose(-1, -2) if cls.is_in_one_tensor(layer) and not is_packed else weights
 
     def quantized_weights(self) -> dict[str, Tensor]:
         """Return the stacked weights [experts, out, in] by quantizer name."""

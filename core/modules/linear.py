@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own spelling)
 
 from octavo.core import ops
 from octavo.core.modules.base import QuantModule
+from octavo.core.modules.packed_parameter import PackedParameter
 from octavo.core.quantizers import Quantizer
 
 
@@ -41,24 +42,42 @@ class QuantLinear(QuantModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
-        output = quantized_linear(input, self.input_quantizer, self.weight, self.weight_quantizer, self.bias)
+        weight = self.held("weight")
+        output = quantized_linear(input, self.input_quantizer, weight, self.weight_quantizer, self.bias)
         output = cast(Tensor, self.output_quantizer(output))
         correction = low_rank_output(input, self.input_quantizer, self.weight_quantizer)
         return output if correction is None else output + correction
 
 
 def quantized_linear(
-    x: Tensor, x_quantizer: Quantizer, weight: Tensor, weight_quantizer: Quantizer, bias: Tensor | None
+    x: Tensor,
+    x_quantizer: Quantizer,
+    weight: Tensor | PackedParameter,
+    weight_quantizer: Quantizer,
+    bias: Tensor | None,
 ) -> Tensor:
     """Return `linear(x_quantizer(x), weight_quantizer(weight), bias)` by one operator.
 
     Args:
         x: [..., in].
         x_quantizer: Quantizer of `x`.
-        weight: [out, in].
-        weight_quantizer: Quantizer of `weight`.
+        weight: [out, in], dense or packed.
+        weight_quantizer: Quantizer of `weight`; of a packed one, the formats that round it once more.
         bias: [out], or None.
     """
+    if isinstance(weight, PackedParameter):
+        return ops.packed_linear(
+            x_quantizer.observe(x),
+            bias,
+            weight.quantized(),
+            weight.spec,
+            weight.dtype,
+            x_quantizer.active_state(),
+            x_quantizer.active_key,
+            weight_quantizer.active_state(),
+            weight_quantizer.active_key,
+            x_quantizer.range_mask,
+        )
     return ops.fake_quantized_linear(
         x_quantizer.observe(x),
         weight_quantizer.observe(weight),

@@ -51,6 +51,12 @@ class PackedTensor:
         parts = Quantized(self.payload, self.scale, self.global_scale)
         return ops.dequantize(parts, self.spec, self.shape, dtype or self.dtype)
 
+    def one_of_stack(self, index: int) -> PackedTensor:
+        """Return one of stacked tensors, as views."""
+        second = None if self.global_scale is None else self.global_scale[index]
+        parts = (self.payload[index], self.scale[index], second)
+        return PackedTensor(*parts, self.spec.unstacked(), self.shape[1:], self.dtype)
+
     def row_segment(self, segment: int, num_segments: int) -> PackedTensor | None:
         """Return one of equal segments along the first dim, as views; None where a block would be cut.
 

@@ -135,6 +135,16 @@ def unprepare_model(model: nn.Module) -> None:
     """Undo `prepare_model`. Called before layers are swapped back."""
 
 
+@hookspec
+def weights_packed(model: nn.Module) -> None:
+    """Let the framework save a model whose weights are codes now. Called by `compress`, and when it is restored."""
+
+
+@hookspec
+def weights_unpacked(model: nn.Module) -> None:
+    """Undo `weights_packed`. Called by `decompress`."""
+
+
 @hookspec(firstresult=True)
 def checkpoint_layout(model: nn.Module, names: Sequence[str]) -> CheckpointLayout | None:
     """Return where these parameters are in the framework's checkpoints. Called by exporters and readers."""

@@ -116,6 +116,14 @@ class Plugins:
         """Call the hook `unprepare_model`."""
         self._hook.unprepare_model(model=model)
 
+    def weights_packed(self, model: nn.Module) -> None:
+        """Call the hook `weights_packed`."""
+        self._hook.weights_packed(model=model)
+
+    def weights_unpacked(self, model: nn.Module) -> None:
+        """Call the hook `weights_unpacked`."""
+        self._hook.weights_unpacked(model=model)
+
     def mixins(self, model: nn.Module) -> dict[str, type[QuantModule]]:
         """Return {layer name: mixin} of all layers that adapters make quantizable: attention and stacked experts."""
         return {**dict.fromkeys(self.attention_layers(model), QuantAttention), **self.expert_layers(model)}

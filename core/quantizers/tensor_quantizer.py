@@ -38,6 +38,8 @@ class TensorQuantizer(nn.Module):
         range_mask: Stop gradients where a value saturates.
         calibrator: How calibration chooses `amax`.
         bias: What is subtracted before rounding and added again after, or None.
+        is_absorbed: The tensor holds rounded values, or their codes: this one says in which format, has no state, and
+            passes tensors through.
         rotation: How the tensor is rotated before rounding, also while the quantizer is off; or None.
         collector: While set, sees every tensor and nothing is rounded (calibration).
         pre_quant_scale: fp32 factor of each channel of the last dim, applied to the tensor first, before the collector
@@ -71,6 +73,7 @@ class TensorQuantizer(nn.Module):
         self.range_mask = range_mask
         self.calibrator = calibrator
         self.bias = bias
+        self.is_absorbed = False
         self.rotation: Rotation | None = None
         self.collector: Collector | None = None
         for name in ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value"):
@@ -80,7 +83,8 @@ class TensorQuantizer(nn.Module):
         if spec is not None and spec.state:
             for name in spec.state:
                 state_shape = spec.state_shape(name, shape)
-                self.register_buffer(name, torch.full(state_shape, torch.nan, device=device))
+                values = torch.full(state_shape, torch.nan, device=device, dtype=torch.float32)
+                self.register_buffer(name, values)
             self.register_buffer("calibrated", torch.zeros((), dtype=torch.uint8, device=device))
 
     def respecify(self, spec: QuantSpec) -> None:
@@ -124,6 +128,12 @@ class TensorQuantizer(nn.Module):
         self._key = static.key
         self.set_state(**state)
 
+    def absorb(self) -> None:
+        """Give state and factor up, which the tensor's values or codes contain from now on; the format stays known."""
+        for name in (*self._state_names, "calibrated"):
+            self._buffers.pop(name, None)
+        self.is_absorbed, self.pre_quant_scale = True, None
+
     def scaled(self, x: Tensor) -> Tensor:
         """Return `x` times `pre_quant_scale`, rounded once to the dtype of `x`."""
         return x if self.pre_quant_scale is None else (x * self.pre_quant_scale).to(x.dtype)
@@ -162,7 +172,7 @@ class TensorQuantizer(nn.Module):
     @property
     def is_active(self) -> bool:
         """Whether `forward` rounds."""
-        return self.enabled and self.spec is not None and self.collector is None
+        return self.enabled and self.spec is not None and self.collector is None and not self.is_absorbed
 
     @property
     def active_key(self) -> str:
@@ -233,7 +243,7 @@ class TensorQuantizer(nn.Module):
 
     @property
     def _state_names(self) -> tuple[str, ...]:
-        return () if self.spec is None else self.spec.state
+        return () if self.spec is None or self.is_absorbed else self.spec.state
 
     def extra_repr(self) -> str:
         """Describe format and state for `print(model)`."""
@@ -243,6 +253,8 @@ class TensorQuantizer(nn.Module):
     def _shown_state(self) -> list[str]:
         if self.spec is None or not self.enabled:
             return ["off"]
+        if self.is_absorbed:
+            return [str(self.spec), "absorbed"]
         calibrated = self._buffers.get("calibrated")
         if calibrated is None or calibrated.is_meta:
             return [str(self.spec)]

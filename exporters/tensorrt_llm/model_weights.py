@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.core.calibration.smoothing_fold import format_of
-from octavo.core.errors import ExportError
+from octavo.core.errors import ExportError, listed
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.checkpoint_writer import model_layout
 from octavo.core.model.exporter import InputState, LayerFormat
@@ -55,6 +55,7 @@ class ModelWeights:
         }
         self.layers = {name: _format_of(weight) for name, weight in self._layers.items()}
         self._weights = {n: w for n, w in weights.items() if not (for_reader and _is_plain_for_reader(w))}
+        _check_are_there({name: weight for name, weight in weights.items() if name not in self._weights})
         self.experts = experts_of(layout, self.modules)
         self._caches = {
             self.modules.get(name, name): layer
@@ -118,6 +119,16 @@ def _format_of(weight: StoredWeight) -> LayerFormat:
             f"{weight.layer_name}: its weight is not quantized any more; export the model again"
         )
     return found
+
+
+def _check_are_there(plain: Mapping[str, StoredWeight]) -> None:
+    """Refuse codes in place of weights that the engine builder's reader quantizes itself."""
+    packed = [name for name, weight in plain.items() if weight.held is not None]
+    if packed:
+        raise ExportError(
+            f"TensorRT-LLM's reader quantizes {listed(packed, 2)} itself, from the original weights, which are packed; "
+            "export the model before compressing it, or without a target"
+        )
 
 
 def _is_plain_for_reader(weight: StoredWeight) -> bool:

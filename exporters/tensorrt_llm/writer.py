@@ -23,6 +23,7 @@ from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import left_out_modules
 from octavo.core.model.serving import unstored_quantizers
 from octavo.core.model.shard_reader import read_json
+from octavo.core.modules import dense_names
 from octavo.core.plugins import plugins
 from octavo.core.report.files import write_report
 from octavo.core.report.run_report import run_report
@@ -116,7 +117,7 @@ def _write(
     config, errors = _framework_config(model, options.dtype), WeightErrors()
     family, description = family_for(config, options.decoder_type), describe(model)
     warnings = [*options.notes, *unstored_quantizers(model, TensorRtLlmDialect())]
-    with _finalized(model, parts, options.target):
+    with dense_names(model), _finalized(model, parts, options.target):
         source = ModelWeights(model, parts, options.target is not None, config, errors)
         roles = description.renamed(source.modules)
         checkpoint = Checkpoint(source, roles, family, options.dtype, parts.cache, options.target is not None)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from octavo.core.calibration.statistics.collect import collect_statistics
     from octavo.core.calibration.statistics.statistics import Statistics
     from octavo.core.calibration.summary import print_quant_summary
+    from octavo.core.compression.compress import compress
+    from octavo.core.compression.decompress import decompress
     from octavo.core.config import load_recipe, merge_configs, preset, preset_names, with_block_size
     from octavo.core.conversion.convert import convert_checkpoint
     from octavo.core.distillation import Distillation, DistillConfig, TeacherLogits, distill, export_student
@@ -83,7 +85,9 @@ _MODULE_OF = {
     "calibrate": "octavo.core.calibration.quantize",
     "collect_statistics": "octavo.core.calibration.statistics.collect",
     "compare": "octavo.core.evaluation.language",
+    "compress": "octavo.core.compression.compress",
     "convert_checkpoint": "octavo.core.conversion.convert",
+    "decompress": "octavo.core.compression.decompress",
     "disable_quantizer": "octavo.core.calibration.quantizer_changes",
     "distill": "octavo.core.distillation",
     "enable_huggingface": "octavo.adapters.huggingface.from_pretrained",
@@ -145,7 +149,9 @@ __all__ = [
     "calibrate",
     "collect_statistics",
     "compare",
+    "compress",
     "convert_checkpoint",
+    "decompress",
     "disable_quantizer",
     "distill",
     "enable_huggingface",

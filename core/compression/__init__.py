@@ -1,0 +1,1 @@
+"""Weights held as codes and scales: `compress` and `decompress`."""
