@@ -96,12 +96,12 @@ class StoredWeight:
             spec = spec.stacked() if self.slot.is_stacked else spec
             packed = PackedTensor.pack(weight, state, spec)
             stored = packed if self.then is None else self._chain(packed, self.then)
-            errors.add(self.name, weight, stored.dequantize(torch.float32))
+            errors.add(self.name, weight, stored)
             yield PackedWeight(layout.names[self.name].removesuffix(".weight"), stored, *beside)
             return
         for index, names in enumerate(layout.parts[self.name]):
             packed = PackedTensor.pack(weight[index], [tensor[index] for tensor in state], spec)
-            errors.add(f"{self.name}[{index}]", weight[index], packed.dequantize(torch.float32))
+            errors.add(f"{self.name}[{index}]", weight[index], packed)
             for segment, name in enumerate(names):
                 part = self._segment(packed, segment, len(names))
                 yield PackedWeight(name.removesuffix(".weight"), part, *beside, is_segment=len(names) > 1)

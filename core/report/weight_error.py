@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.core.calibration.solvers.sqnr import tensor_sqnr
+from octavo.core.calibration.solvers.sqnr import decibels
+from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.packed.row_pieces import row_pieces
 
 
 class WeightErrors:
@@ -19,6 +21,11 @@ class WeightErrors:
         self.sqnr: dict[str, float | None] = {}
 
     @torch.no_grad()
-    def add(self, name: str, values: Tensor, stored: Tensor) -> None:
-        """Take in the weight `name`: its values, and the values that its codes stand for (same shape)."""
-        self.sqnr[name] = tensor_sqnr(values, stored)
+    def add(self, name: str, values: Tensor, stored: PackedTensor | PackedChain) -> None:
+        """Take in the weight `name`: its values, and the codes that stand for them."""
+        signal = noise = 0.0
+        for part, codes in row_pieces(values, stored):
+            exact = part.float()
+            signal += float(exact.square().sum())
+            noise += float(codes.dequantize(torch.float32).sub_(exact).square_().sum())
+        self.sqnr[name] = decibels(signal, noise)
