@@ -119,6 +119,21 @@ def dequantize(
     Raises:
         ShapeError: payload or scale do not fit `shape`.
     """
+    check_shapes(payload, scale, spec, shape)
+    codes = spec.granularity.blocked(unpack(payload, spec.element_type.bits, shape[-1]))
+    step = step_from_stored(scale, global_scale, spec).reshape(keepdim_shape(spec.granularity, shape))
+    values = codes.new_empty(codes.shape, dtype=dtype)
+    for part, result, factor in pieces([codes, values, step]):
+        torch.mul(decode(part, spec.element_type), factor, out=result)
+    return unblocked(values, spec.granularity, shape)
+
+
+def check_shapes(payload: Tensor, scale: Tensor, spec: QuantSpec, shape: Sequence[int]) -> None:
+    """Check the parts of a quantized tensor of `shape`.
+
+    Raises:
+        ShapeError: payload or scale do not fit `shape`.
+    """
     expected = {
         "payload": (*shape[:-1], packed_length(shape[-1], spec.element_type.bits)),
         "scale": spec.granularity.scale_shape(shape),
@@ -129,12 +144,6 @@ def dequantize(
                 f"a tensor of shape {tuple(shape)} quantized as {spec} has a {part} of shape {part_shape}, "
                 f"found {tuple(tensor.shape)}"
             )
-    codes = spec.granularity.blocked(unpack(payload, spec.element_type.bits, shape[-1]))
-    step = step_from_stored(scale, global_scale, spec).reshape(keepdim_shape(spec.granularity, shape))
-    values = codes.new_empty(codes.shape, dtype=dtype)
-    for part, result, factor in pieces([codes, values, step]):
-        torch.mul(decode(part, spec.element_type), factor, out=result)
-    return unblocked(values, spec.granularity, shape)
 
 
 def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
@@ -146,13 +155,12 @@ def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     """
     amax, global_amax = _amax(x, state, spec)
     scales = scales_from_amax(amax, global_amax, spec)
-    keepdim = keepdim_shape(spec.granularity, x.shape)
-    factors = [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
-    steps = _in_steps(spec.granularity.blocked(x), spec, *factors)
+    steps = _in_steps(spec.granularity.blocked(x), spec, *_factors(scales, spec, x.shape))
     low, high = spec.element_type.min * _RANGE_SLACK, spec.element_type.max * _RANGE_SLACK
     inside = (steps >= low) & (steps <= high)
     if global_amax is not None:
-        covered = torch.minimum(amax, beside(global_amax, amax)).reshape(keepdim)
+        covered = torch.minimum(amax, beside(global_amax, amax))
+        covered = covered.reshape(keepdim_shape(spec.granularity, x.shape))
         inside |= spec.granularity.blocked(x).abs() <= covered
     return unblocked(inside, spec.granularity, x.shape)
 
@@ -167,11 +175,15 @@ def _grids(
     view: Tensor, results: Tensor, scales: Scales, spec: QuantSpec, shape: Sequence[int]
 ) -> Iterator[Sequence[Tensor]]:
     """Yield pieces: of a blocked view rounded to the element type, fp32; of the steps; of `results`, like the view."""
-    keepdim = keepdim_shape(spec.granularity, shape)
-    factors = [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
-    for part, result, *factor in pieces([view, results, *factors]):
+    for part, result, *factor in pieces([view, results, *_factors(scales, spec, shape)]):
         steps = _in_steps(part, spec, *factor)
         yield round_to_grid(steps, spec.element_type, spec.ties, scratch=steps), factor[0], result
+
+
+def _factors(scales: Scales, spec: QuantSpec, shape: Sequence[int]) -> list[Tensor]:
+    """Return the steps, and their inverses where there are such, as they broadcast over a blocked view."""
+    keepdim = keepdim_shape(spec.granularity, shape)
+    return [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
 
 
 def _in_steps(view: Tensor, spec: QuantSpec, step: Tensor, inverse: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from octavo.core.formats.elements import ElementType
 from octavo.core.formats.spec import Ties
 
 _EXPONENT_BITS = 0x7F800000  # of an fp32 number
-_NATIVE_FLOATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+NATIVE_FLOATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 def round_to_grid(
@@ -33,11 +33,11 @@ def round_to_grid(
     if not element.is_float:
         return torch.round(x, out=scratch).clamp_(element.min, element.max).add_(0.0)  # integers have no −0
     x = torch.clamp(x, element.min, element.max, out=scratch)
-    is_native = element.name in _NATIVE_FLOATS
+    is_native = element.name in NATIVE_FLOATS
     if (
         ties == "even" and is_native and x.device.type != "cpu"
     ):  # one kernel there; slower than arithmetic here
-        return x.to(_NATIVE_FLOATS[element.name]).float()
+        return x.to(NATIVE_FLOATS[element.name]).float()
     if ties == "even":
         return _round_to_even(x if is_native else x.add_(0.0), element)
     quantum = spacing(x, element)
@@ -80,8 +80,8 @@ def encode(grid: Tensor, element: ElementType) -> Tensor:
     """
     if not element.is_float:
         return grid.to(torch.int16).bitwise_and(2**element.bits - 1).to(torch.uint8)
-    if element.name in _NATIVE_FLOATS:
-        return grid.to(_NATIVE_FLOATS[element.name]).view(torch.uint8)
+    if element.name in NATIVE_FLOATS:
+        return grid.to(NATIVE_FLOATS[element.name]).view(torch.uint8)
     table = torch.tensor(_codes_by_steps(element), dtype=torch.uint8, device=grid.device)
     steps = (grid.abs() / _code_values(element)[1]).nan_to_num(0.0)
     sign = torch.signbit(grid).to(torch.uint8) << (element.bits - 1)
@@ -90,11 +90,11 @@ def encode(grid: Tensor, element: ElementType) -> Tensor:
 
 def decode(codes: Tensor, element: ElementType) -> Tensor:
     """Return the fp32 value of each code (uint8; bits above `element.bits` must be 0)."""
-    if element.name not in _NATIVE_FLOATS:
+    if element.name not in NATIVE_FLOATS:
         return _looked_up(
             torch.tensor(_code_values(element), dtype=torch.float32, device=codes.device), codes
         )
-    dtype = _NATIVE_FLOATS[element.name]
+    dtype = NATIVE_FLOATS[element.name]
     if codes.device.type != "cpu":  # one kernel there; slower than a table here
         return codes.view(dtype).float()
     return _looked_up(torch.arange(256, dtype=torch.uint8).view(dtype).float(), codes)

@@ -74,10 +74,14 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
 def _exponent(amax: Tensor, spec: QuantSpec) -> Tensor:
     """Return the exponent of e8m0 scales, exactly; `ceil`: the smallest e with `largest · 2^e >= amax`."""
     mantissa, exponent = torch.frexp(amax)
-    largest_mantissa, largest_exponent = math.frexp(spec.element_type.max)
-    half_a_step = 2.0 ** -(spec.element_type.mantissa_bits + 2)
-    still_down = {"ceil": largest_mantissa, "even": 1 - half_a_step - _ULP, "floor": 1.0}[spec.scale_rounding]
-    return exponent - largest_exponent + (mantissa > still_down).int()
+    return exponent - math.frexp(spec.element_type.max)[1] + (mantissa > still_down(spec)).int()
+
+
+def still_down(spec: QuantSpec) -> float:
+    """Return the mantissa of an amax, in [0.5, 1), up to which its e8m0 scale is rounded down."""
+    if spec.scale_rounding == "ceil":
+        return math.frexp(spec.element_type.max)[0]
+    return 1 - 2.0 ** -(spec.element_type.mantissa_bits + 2) - _ULP if spec.scale_rounding == "even" else 1.0
 
 
 def _inverse(amax: Tensor, spec: QuantSpec) -> Tensor:

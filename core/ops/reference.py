@@ -10,25 +10,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from octavo.core import formats
-from octavo.core.errors import ShapeError
 from octavo.core.formats import QuantSpec, parse_chain
 from octavo.core.formats.spec import unstacked_chain
 from octavo.core.ops.calls import operand
 from octavo.core.ops.kernels import run
 from octavo.core.ops.schema import LIBRARY
-
-
-def stages(state: Sequence[Tensor], spec: str) -> list[tuple[QuantSpec, Sequence[Tensor]]]:
-    """Return each spec of a chain with its part of the state."""
-    chain = parse_chain(spec)
-    names = [name for stage in chain for name in stage.state]
-    if len(state) != len(names):
-        raise ShapeError(
-            f"a chain of {[str(stage) for stage in chain]} takes {len(names)} calibrated tensors "
-            f"({', '.join(names) or 'none'}), found {len(state)}"
-        )
-    rest = iter(state)
-    return [(stage, [next(rest) for _ in stage.state]) for stage in chain]
+from octavo.core.ops.stages import check_stored, stages
 
 
 def _only(spec: str) -> QuantSpec:
@@ -42,13 +29,13 @@ def amax(x: Tensor, spec: str) -> Tensor:
 
 def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: bool = True) -> Tensor:
     result = x
-    for stage, tensors in stages(state, spec):
+    for stage, tensors in stages(x, state, spec):
         result = formats.fake_quantize(result, tensors, stage)
     return x.clone(memory_format=torch.contiguous_format) if result is x else result.contiguous()
 
 
 def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> Tensor:
-    for stage, tensors in stages(state, spec):
+    for stage, tensors in stages(x, state, spec):
         if stage.state:
             grad = grad * formats.in_range(x, tensors, stage)
         x = formats.fake_quantize(x, tensors, stage)
@@ -80,7 +67,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype |
 
 
 def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:
-    return [part.contiguous() for part in formats.quantize(x, state, _only(spec)) if part is not None]
+    ((only, tensors),) = stages(x, state, spec)
+    return [part.contiguous() for part in formats.quantize(x, tensors, only) if part is not None]
 
 
 def dequantize(
@@ -91,7 +79,9 @@ def dequantize(
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    return formats.dequantize(payload, scale, global_scale, _only(spec), shape, dtype).contiguous()
+    only = _only(spec)
+    check_stored(payload, scale, global_scale, only)
+    return formats.dequantize(payload, scale, global_scale, only, shape, dtype).contiguous()
 
 
 def packed_linear(

@@ -6,4 +6,5 @@ BUILTIN_PLUGINS = (
     "octavo.exporters.compressed_tensors.plugin",
     "octavo.exporters.tensorrt_llm.plugin",
     "octavo.exporters.foreign.plugin",
+    "octavo.kernels.cpu.plugin",
 )

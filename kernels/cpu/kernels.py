@@ -1,0 +1,31 @@
+"""The compiled kernels for the CPU, as `core.ops.kernels` asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from octavo.kernels.cpu.elementwise import OPERATORS
+from octavo.kernels.cpu.library import library
+
+
+class CpuKernels:
+    """Operators compiled for the CPU (`core.ops.kernels.Kernels`), bit for bit those of the reference."""
+
+    name = "cpu"
+    device_type = "cpu"
+
+    def missing(self) -> str | None:
+        """Return why there is no compiled library, or None."""
+        return library().missing
+
+    def operators(self) -> Mapping[str, Callable[..., Any]]:
+        """Return a function for each operator that is compiled."""
+        return OPERATORS
+
+    def declines(self, operator: str, spec: str) -> str | None:
+        """Return why `operator` is left to the reference for `spec`, or None."""
+        return None if operator in self.operators() else "not compiled"
+
+
+CPU = CpuKernels()
