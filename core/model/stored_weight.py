@@ -59,6 +59,11 @@ class StoredWeight:
         return stage.low_rank_down, stage.low_rank_up
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight; of the stack, where it is one."""
+        return tuple(self.layer.quantized_weights()[self.slot.quantizer].shape)
+
+    @property
     def values(self) -> Tensor:
         """The weight as its quantizer sees it: times its `pre_quant_scale`."""
         weight = self.layer.quantized_weights()[self.slot.quantizer].detach()

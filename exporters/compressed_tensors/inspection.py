@@ -102,7 +102,7 @@ def _unstored(name: str, layer: QuantModule) -> ExportError:
 
 
 def _check_shape(weight: StoredWeight) -> None:
-    shape = tuple(weight.values.shape)
+    shape = weight.shape
     if len(shape) != (3 if weight.slot.is_stacked else 2) or isinstance(weight.layer, QuantEmbedding):
         raise ExportError(
             f"{weight.layer_name}: this dialect stores linear layers' weights of two dims, found shape {shape}; "

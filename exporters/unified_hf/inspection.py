@@ -104,7 +104,7 @@ def _check_stacks(weights: dict[str, StoredWeight], found: dict[str, Scheme]) ->
 
 
 def _check_int4_rows(weights: Iterable[StoredWeight]) -> None:
-    rows = {weight.layer_name: weight.values.shape[-2] for weight in weights}
+    rows = {weight.layer_name: weight.shape[-2] for weight in weights}
     odd = [f"{name} ({number} rows)" for name, number in rows.items() if number % 2]
     if odd:
         raise ExportError(

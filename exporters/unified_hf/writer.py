@@ -82,6 +82,5 @@ def _four_dim_scales(parts: ExportableModel) -> tuple[str, ...]:
     return tuple(
         f"{weight.layer_name}.weight_scale: shape [1, 1, 1, 1] instead of []"
         for weight in parts.weights.values()
-        if is_square(weight.spec)
-        and set(weight.spec.granularity.scale_shape(weight.values.shape[-2:])) == {1}
+        if is_square(weight.spec) and set(weight.spec.granularity.scale_shape(weight.shape[-2:])) == {1}
     )
