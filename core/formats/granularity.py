@@ -98,12 +98,12 @@ class PerBlock:
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the scales of a tensor of `shape`."""
-        lengths = self._lengths(len(shape))
+        lengths = self.block_lengths(len(shape))
         return tuple(math.ceil(n / length) for n, length in zip(shape, lengths, strict=True))
 
     def blocked(self, x: Tensor) -> Tensor:
         """Return the view [n0, b0, n1, b1, …] of `x`, each dim split into blocks and padded with zeros."""
-        lengths = self._lengths(x.dim())
+        lengths = self.block_lengths(x.dim())
         padding = [(-n) % length for n, length in zip(x.shape, lengths, strict=True)]
         if any(padding):
             x = torch.nn.functional.pad(x, [p for pad in reversed(padding) for p in (0, pad)])
@@ -113,7 +113,8 @@ class PerBlock:
         """Return the dims of the blocked view that share a scale."""
         return tuple(range(1, 2 * num_dims, 2))
 
-    def _lengths(self, num_dims: int) -> list[int]:
+    def block_lengths(self, num_dims: int) -> list[int]:
+        """Return the length of the blocks along each dim of a tensor of `num_dims` dims."""
         lengths = [1] * num_dims
         for axis, length in self.sizes:
             if -axis > num_dims:
@@ -169,6 +170,21 @@ def unblocked(view: Tensor, granularity: Granularity, shape: Sequence[int]) -> T
     if tuple(merged.shape) == tuple(shape):
         return merged
     return merged[tuple(slice(0, n) for n in shape)].contiguous()
+
+
+def rows_per_scale(granularity: Granularity, num_dims: int) -> int | None:
+    """Return how many neighbours along the first dim share their scales; None where all do.
+
+    Args:
+        granularity: That of a tensor, or of stacked ones.
+        num_dims: Number of dims of the tensor.
+    """
+    match granularity:
+        case PerBlock():
+            return granularity.block_lengths(num_dims)[0]
+        case Stacked():
+            return 1
+    return None if 0 in granularity.reduced_dims(num_dims) else 1
 
 
 def _has_blocks(granularity: Granularity) -> bool:

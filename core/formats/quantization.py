@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,12 +76,8 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor
     scales = scales_from_amax(*_amax(x, state, spec), spec)
     view = spec.granularity.blocked(x)
     values = view.new_empty(view.shape)
-    keepdim = keepdim_shape(spec.granularity, x.shape)
-    factors = [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
-    for part, result, *factor in pieces([view, values, *factors]):
-        steps = _in_steps(part, spec, *factor)
-        grid = round_to_grid(steps, spec.element_type, spec.ties, scratch=steps)
-        torch.mul(grid, factor[0], out=result)
+    for grid, step, result in _grids(view, values, scales, spec, x.shape):
+        torch.mul(grid, step, out=result)
     return unblocked(values, spec.granularity, x.shape)
 
 
@@ -91,11 +87,15 @@ def quantize(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Quantized:
     Raises:
         ShapeError: `x` is a scalar.
     """
-    grid, scales = _grid(x, state, spec)
+    scales = scales_from_amax(*_amax(x, state, spec), spec)
     if x.dim() == 0:
         raise ShapeError("a scalar cannot be packed: codes are packed along the last dim, found shape ()")
-    codes = encode(unblocked(grid, spec.granularity, x.shape), spec.element_type)
-    return Quantized(pack(codes, spec.element_type.bits), scales.stored, scales.global_scale)
+    view = spec.granularity.blocked(x.detach())
+    codes = view.new_empty(view.shape, dtype=torch.uint8)
+    for grid, _, result in _grids(view, codes, scales, spec, x.shape):
+        result.copy_(encode(grid, spec.element_type))
+    payload = pack(unblocked(codes, spec.granularity, x.shape), spec.element_type.bits)
+    return Quantized(payload, scales.stored, scales.global_scale)
 
 
 def dequantize(
@@ -120,11 +120,12 @@ def dequantize(
         ShapeError: payload or scale do not fit `shape`.
     """
     check_shapes(payload, scale, spec, shape)
-    codes = unpack(payload, spec.element_type.bits, shape[-1])
-    grid = spec.granularity.blocked(decode(codes, spec.element_type))
-    step = step_from_stored(scale, global_scale, spec)
-    values = grid * step.reshape(keepdim_shape(spec.granularity, shape))
-    return unblocked(values, spec.granularity, shape).to(dtype)
+    codes = spec.granularity.blocked(unpack(payload, spec.element_type.bits, shape[-1]))
+    step = step_from_stored(scale, global_scale, spec).reshape(keepdim_shape(spec.granularity, shape))
+    values = codes.new_empty(codes.shape, dtype=dtype)
+    for part, result, factor in pieces([codes, values, step]):
+        torch.mul(decode(part, spec.element_type), factor, out=result)
+    return unblocked(values, spec.granularity, shape)
 
 
 def check_shapes(payload: Tensor, scale: Tensor, spec: QuantSpec, shape: Sequence[int]) -> None:
@@ -152,14 +153,14 @@ def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     The bounds are a hair wider than the range, so that a value equal to `amax` is always inside. Where a block
     scale was rounded down for storage, values up to the block's `amax` count as inside too.
     """
-    steps, _ = _steps(x, state, spec)
+    amax, global_amax = _amax(x, state, spec)
+    scales = scales_from_amax(amax, global_amax, spec)
+    steps = _in_steps(spec.granularity.blocked(x), spec, *_factors(scales, spec, x.shape))
     low, high = spec.element_type.min * _RANGE_SLACK, spec.element_type.max * _RANGE_SLACK
     inside = (steps >= low) & (steps <= high)
-    amax, global_amax = _amax(x, state, spec)
     if global_amax is not None:
-        covered = torch.minimum(amax, beside(global_amax, amax)).reshape(
-            keepdim_shape(spec.granularity, x.shape)
-        )
+        covered = torch.minimum(amax, beside(global_amax, amax))
+        covered = covered.reshape(keepdim_shape(spec.granularity, x.shape))
         inside |= spec.granularity.blocked(x).abs() <= covered
     return unblocked(inside, spec.granularity, x.shape)
 
@@ -170,18 +171,19 @@ def _amax(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, 
     return compute_amax(x, spec) if spec.dynamic else named["amax"], named.get("global_amax")
 
 
-def _grid(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
-    """Return the blocked view of `x` in units of its steps, rounded to the element type, and the scales."""
-    steps, scales = _steps(x, state, spec)
-    return round_to_grid(steps, spec.element_type, spec.ties), scales
+def _grids(
+    view: Tensor, results: Tensor, scales: Scales, spec: QuantSpec, shape: Sequence[int]
+) -> Iterator[Sequence[Tensor]]:
+    """Yield pieces: of a blocked view rounded to the element type, fp32; of the steps; of `results`, like the view."""
+    for part, result, *factor in pieces([view, results, *_factors(scales, spec, shape)]):
+        steps = _in_steps(part, spec, *factor)
+        yield round_to_grid(steps, spec.element_type, spec.ties, scratch=steps), factor[0], result
 
 
-def _steps(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
-    """Return the blocked view of `x` in units of its steps, fp32, and the scales."""
-    scales = scales_from_amax(*_amax(x, state, spec), spec)
-    keepdim = keepdim_shape(spec.granularity, x.shape)
-    factors = [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
-    return _in_steps(spec.granularity.blocked(x), spec, *factors), scales
+def _factors(scales: Scales, spec: QuantSpec, shape: Sequence[int]) -> list[Tensor]:
+    """Return the steps, and their inverses where there are such, as they broadcast over a blocked view."""
+    keepdim = keepdim_shape(spec.granularity, shape)
+    return [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
 
 
 def _in_steps(view: Tensor, spec: QuantSpec, step: Tensor, inverse: Tensor | None = None) -> Tensor:

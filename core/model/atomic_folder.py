@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from octavo.core.errors import ExportError, listed
+from octavo.core.model.background import flush_to_disk
 
 _OWN_FILES = "octavo_*.json"  # the manifest of a checkpoint, the record of a saved model
 
@@ -42,7 +42,7 @@ def atomic_folder(directory: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         for path in (*sorted(temporary.rglob("*")), temporary):
-            _fsync(path)
+            flush_to_disk(path)
         _put_in_place(temporary, directory)
     except OSError as error:
         raise ExportError(
@@ -76,21 +76,13 @@ def check_place(directory: Path, overwrite: bool) -> None:
         )
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _put_in_place(temporary: Path, directory: Path) -> None:
     old = temporary.with_name(f"{temporary.name}.old")
     try:
         if directory.exists():
             directory.rename(old)
         temporary.rename(directory)
-        _fsync(directory.parent)
+        flush_to_disk(directory.parent)
     except BaseException:
         if not temporary.exists():
             directory.rename(temporary)

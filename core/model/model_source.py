@@ -16,6 +16,7 @@ from octavo.core.model.blocks import InMemoryBlocks
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
 from octavo.core.model.checkpoint_source import PackedWeight
 from octavo.core.model.exporter import InputState, LayerFormat
+from octavo.core.model.finite import is_finite
 from octavo.core.model.module_names import module_names
 from octavo.core.model.stored_weight import StoredWeight, input_state
 from octavo.core.modules import PackedParameter, QuantAttention, quantized_layers
@@ -127,7 +128,7 @@ def _is_left_out(name: str, module: nn.Module, weights: Mapping[str, StoredWeigh
 def _plain_value(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return a tensor that is not quantized in the dtype to write it in."""
     value = value.to(dtype) if dtype and value.is_floating_point() else value
-    if value.is_floating_point() and value.itemsize > 1 and not value.isfinite().all():
+    if value.is_floating_point() and value.itemsize > 1 and not is_finite(value):
         raise ExportError(
             f"{name} has NaN or infinite values as {value.dtype}, which no engine computes with; repair the model, or "
             "choose a dtype with a larger range"

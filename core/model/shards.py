@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.errors import CheckpointError, ExportError
+from octavo.core.model.background import file_threads, flush_to_disk
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -56,7 +59,8 @@ class ShardWriter(Protocol):
 class SafetensorsWriter:
     """Write safetensors shards as Hugging Face names them.
 
-    Memory is bounded by one shard.
+    Memory is bounded by one shard. Tensors are hashed by other threads, until their shard is written: what is added
+    must not change before.
 
     Args:
         directory: An existing folder.
@@ -72,6 +76,8 @@ class SafetensorsWriter:
         self._total_bytes = 0
         self._num_shards = 0
         self._manifest: dict[str, ManifestEntry] = {}
+        self._threads = file_threads()
+        self._hashing: dict[str, Future[ManifestEntry]] = {}  # of what is pending
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a tensor.
@@ -80,7 +86,7 @@ class SafetensorsWriter:
             ExportError: a tensor of that name was added before.
             OSError: a shard cannot be written.
         """
-        if name in self._manifest:
+        if name in self._manifest or name in self._pending:
             raise ExportError(f"tensor {name!r} would be written twice")
         tensor = tensor.detach().cpu().contiguous()
         if self._pending and self._pending_bytes + tensor.nbytes > self._max_shard_bytes:
@@ -92,12 +98,13 @@ class SafetensorsWriter:
         self._pending_memory.add(memory)
         self._pending_bytes += tensor.nbytes
         self._total_bytes += tensor.nbytes
-        self._manifest[name] = ManifestEntry.of(tensor, shard=str(self._num_shards + 1))
+        self._hashing[name] = self._threads.submit(ManifestEntry.of, tensor, shard=str(self._num_shards + 1))
 
     def finish(self) -> dict[str, ManifestEntry]:
         """Write what is left, name the shards by their number, and write an index when there are several."""
         if self._pending or not self._num_shards:
             self._flush()
+        self._threads.shutdown()
         names = {str(n + 1): self._shard_name(n + 1) for n in range(self._num_shards)}
         for number, name in names.items():
             self._part(number).rename(self._directory / name)
@@ -118,8 +125,9 @@ class SafetensorsWriter:
             save_file(self._pending, part, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, which everything else reports as an OSError
             raise OSError(f"{part.name}: {error}") from error
+        self._manifest |= {name: entry.result() for name, entry in self._hashing.items()}
         part.chmod(self._directory.stat().st_mode & 0o666)  # safetensors makes files private
-        self._pending, self._pending_memory, self._pending_bytes = {}, set(), 0
+        self._pending, self._pending_memory, self._pending_bytes, self._hashing = {}, set(), 0, {}
 
     def _part(self, number: str) -> Path:
         return self._directory / f"shard-{number}.part"
@@ -131,25 +139,33 @@ class SafetensorsWriter:
 
 
 def verify_shards(directory: Path, manifest: dict[str, ManifestEntry]) -> None:
-    """Read every tensor of `manifest` back from `directory` and compare it.
+    """Read every tensor of `manifest` back from `directory` and compare it, while the disk takes the shards.
 
     Raises:
         CheckpointError: a shard cannot be read, or a tensor is missing, extra, or differs from what was written;
             it is named.
+        OSError: the disk does not take a shard.
     """
     found: set[str] = set()
-    for shard in sorted({entry.shard for entry in manifest.values()}):
-        file = open_shard(directory / shard)
-        for name in file.keys():  # noqa: SIM118 (not a dict)
-            found.add(name)
-            as_read, entry = ManifestEntry.of(file.get_tensor(name), shard), manifest.get(name)
-            if as_read != entry:
-                raise CheckpointError(
-                    f"{shard}: tensor {name!r} reads back as {as_read}, written was {entry}; "
-                    "the disk or the memory of this machine cannot be trusted"
-                )
+    with file_threads() as threads:
+        for shard in sorted({entry.shard for entry in manifest.values()}):
+            file = open_shard(directory / shard)
+            flushed = threads.submit(flush_to_disk, directory / shard)
+            names = list(file.keys())
+            found.update(names)
+            for name, as_read in zip(names, threads.map(partial(_entry_in, file, shard), names), strict=True):
+                if as_read != (entry := manifest.get(name)):
+                    raise CheckpointError(
+                        f"{shard}: tensor {name!r} reads back as {as_read}, written was {entry}; "
+                        "the disk or the memory of this machine cannot be trusted"
+                    )
+            flushed.result()
     if found != manifest.keys():
         raise CheckpointError(f"tensors were lost on writing: {sorted(manifest.keys() - found)}")
+
+
+def _entry_in(file: Any, shard: str, name: str) -> ManifestEntry:
+    return ManifestEntry.of(file.get_tensor(name), shard)
 
 
 def open_shard(path: Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from octavo.core.errors import ExportError, listed
@@ -146,7 +145,7 @@ class StoredWeight:
         name = self.name if index is None else f"{self.name}[{index}]"
         if values is not None:
             exact = values if index is None else values[index]
-            errors.add(name, exact, stored.dequantize(torch.float32))
+            errors.add(name, exact, stored)
         elif self.held is not None:
             errors.sqnr[name] = self.held.sqnr[index or 0]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.core.calibration.solvers.sqnr import tensor_sqnr
+from octavo.core.calibration.solvers.sqnr import decibels
+from octavo.core.packed import PackedChain, PackedTensor
+from octavo.core.packed.row_pieces import row_pieces
 
 
 class WeightErrors:
@@ -19,6 +21,12 @@ class WeightErrors:
         self.sqnr: dict[str, float | None] = {}
 
     @torch.no_grad()
-    def add(self, name: str, values: Tensor, stored: Tensor) -> None:
-        """Take in the weight `name`: its values, and the values that its codes stand for (same shape)."""
-        self.sqnr[name] = tensor_sqnr(values, stored)
+    def add(self, name: str, values: Tensor, stored: PackedTensor | PackedChain | Tensor) -> None:
+        """Take in the weight `name`: its values, and the codes that stand for them, or what those stand for in fp32."""
+        signal = noise = 0.0
+        pieces = [(values, stored)] if isinstance(stored, Tensor) else row_pieces(values, stored)
+        for part, codes in pieces:
+            exact, rounded = part.float(), codes if isinstance(codes, Tensor) else codes.dequantize(torch.float32)
+            signal += float(exact.square().sum())
+            noise += float((rounded - exact).square_().sum())
+        self.sqnr[name] = decibels(signal, noise)

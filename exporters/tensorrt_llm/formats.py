@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def formats() -> tuple[Format, ...]:
     return tuple(Format(**row) for row in fields)
 
 
+@cache
 def format_for(layer: LayerFormat | None) -> Format | None:
     """Return the format that stores layers of `layer`'s format, or None."""
     fitting = (

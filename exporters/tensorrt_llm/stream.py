@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.core.errors import ExportError
 from octavo.core.model.description import ModelDescription
+from octavo.core.model.finite import is_finite
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.core.packed.rows import join_rows, take_rows
 from octavo.exporters.tensorrt_llm.families import Family
@@ -145,7 +146,7 @@ class Stream:
 
     def _as_dtype(self, name: str, tensor: Tensor) -> Tensor:
         tensor = tensor.to(torch.float32 if _ROUTER in name else self.dtype)
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise ExportError(
                 f"{name} has NaN or infinite values as {tensor.dtype}; repair the model, or choose a dtype with a "
                 "larger range"

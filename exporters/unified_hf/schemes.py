@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def schemes() -> tuple[Scheme, ...]:
     )
 
 
+@cache
 def scheme_for(layer: LayerFormat) -> Scheme | None:
     """Return the scheme that stores layers of this format, or None."""
     fitting = [scheme for scheme in schemes() if scheme.matches(layer)]

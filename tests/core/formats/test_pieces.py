@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, PerToken, QuantSpec, fake_quantize
+from octavo.core.formats import pieces as pieces_module
 from octavo.core.formats.pieces import pieces
 from octavo.core.formats.quantization import compute_amax, dequantize, quantize
 
@@ -18,15 +21,24 @@ SPECS = [
 ]
 
 
+def numbers(x: torch.Tensor, state: Sequence[torch.Tensor], spec: QuantSpec) -> list[torch.Tensor]:
+    payload, scale, global_scale = quantize(x, state, spec)
+    values = dequantize(payload, scale, global_scale, spec, x.shape, x.dtype)
+    return [fake_quantize(x, state, spec), values, payload, scale.float()]
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_pieces_change_nothing(spec: QuantSpec) -> None:
+def test_pieces_change_nothing(spec: QuantSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 270, 1000, generator=torch.Generator().manual_seed(0))
     amax = {"amax": compute_amax(x, spec), "global_amax": x.abs().max()}
     state = [amax[name] for name in spec.state]
 
-    stored = quantize(x, state, spec)  # which divides nothing
+    in_pieces = numbers(x, state, spec)
+    monkeypatch.setattr(pieces_module, "_NUM_VALUES", x.numel())
 
-    assert torch.equal(fake_quantize(x, state, spec), dequantize(*stored, spec, x.shape, x.dtype))
+    whole = numbers(x, state, spec)
+    assert all(torch.equal(part, other) for part, other in zip(in_pieces, whole, strict=True))
+    assert torch.equal(whole[0], whole[1])
 
 
 def test_pieces_cover_a_tensor_and_respect_what_is_whole() -> None:
