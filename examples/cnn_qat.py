@@ -26,7 +26,7 @@ from torch.optim.swa_utils import update_bn
 import octavo
 
 sys.path.insert(0, str(Path(__file__).parent))  # also where PYTHONSAFEPATH leaves it out
-from cnn import SHARED, TASKS, logits  # noqa: E402
+from cnn import SHARED, TASKS, logits
 
 TASK = TASKS["resnet20"]
 CALIBRATION, BATCH = 256, 64

@@ -108,7 +108,10 @@ class SavedRecord:
 
 def describe_modes(model: nn.Module) -> dict[str, Any]:
     """Return the record of the model's modes as they are now, JSON-ready; `read_record` reads it."""
-    return {"version": RECORD_VERSION, "modes": [_current(model, record).to_json() for record in history(model)]}
+    return {
+        "version": RECORD_VERSION,
+        "modes": [_current(model, record).to_json() for record in history(model)],
+    }
 
 
 def attach_modes(model: nn.Module, saved: SavedRecord) -> None:

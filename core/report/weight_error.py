@@ -26,7 +26,10 @@ class WeightErrors:
         signal = noise = 0.0
         pieces = [(values, stored)] if isinstance(stored, Tensor) else row_pieces(values, stored)
         for part, codes in pieces:
-            exact, rounded = part.float(), codes if isinstance(codes, Tensor) else codes.dequantize(torch.float32)
+            exact, rounded = (
+                part.float(),
+                codes if isinstance(codes, Tensor) else codes.dequantize(torch.float32),
+            )
             signal += float(exact.square().sum())
             noise += float((rounded - exact).square_().sum())
         self.sqnr[name] = decibels(signal, noise)
