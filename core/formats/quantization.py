@@ -16,7 +16,7 @@ from octavo.core.formats.rounding import decode, encode, round_to_grid
 from octavo.core.formats.scales import Scales, beside, scales_from_amax, step_from_stored
 from octavo.core.formats.spec import QuantSpec
 
-_RANGE_SLACK = 1 + 2.0**-20
+RANGE_SLACK = 1 + 2.0**-20
 # Bits of numbers without a sign are ordered as the numbers, NaN last; integers are compared twice as fast.
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -143,8 +143,8 @@ def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     The bounds are a hair wider than the range, so that a value equal to `amax` is always inside. Where a block
     scale was rounded down for storage, values up to the block's `amax` count as inside too.
     """
-    steps, _ = _steps(x, state, spec)
-    low, high = spec.element_type.min * _RANGE_SLACK, spec.element_type.max * _RANGE_SLACK
+    steps, _ = to_steps(x, state, spec)
+    low, high = spec.element_type.min * RANGE_SLACK, spec.element_type.max * RANGE_SLACK
     inside = (steps >= low) & (steps <= high)
     amax, global_amax = _amax(x, state, spec)
     if global_amax is not None:
@@ -163,11 +163,11 @@ def _amax(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, 
 
 def _grid(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
     """Return the blocked view of `x` in units of its steps, rounded to the element type, and the scales."""
-    steps, scales = _steps(x, state, spec)
+    steps, scales = to_steps(x, state, spec)
     return round_to_grid(steps, spec.element_type, spec.ties), scales
 
 
-def _steps(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
+def to_steps(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
     """Return the blocked view of `x` in units of its steps, fp32, and the scales."""
     scales = scales_from_amax(*_amax(x, state, spec), spec)
     keepdim = keepdim_shape(spec.granularity, x.shape)
