@@ -1,0 +1,81 @@
+"""Writing what was trained, at the end of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from octavo.core.errors import ConfigError
+from octavo.core.model.atomic_folder import check_place
+from octavo.core.model.export_report import ExportReport
+from octavo.core.model.serving import model_serving
+from octavo.core.plugins import plugins
+
+_PREFERRED = "unified_hf"
+_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class TrainerExport:
+    """Where a trained model goes, and in what form.
+
+    Attributes:
+        directory: A new or empty folder.
+        exporter: Name of the exporter; None for the one that the target loads best, or the peer's dialect.
+        target: Engine that will serve the checkpoint, or None.
+
+    Raises ConfigError, PluginError or ExportError at once where it could not be written at the end.
+    """
+
+    directory: Path
+    exporter: str | None = None
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.target is None and self.exporter is None:
+            object.__setattr__(self, "exporter", _PREFERRED)
+        if self.exporter is not None:
+            plugins().exporter(self.exporter)
+        check_place(self.directory.resolve(), overwrite=False)
+
+    def write(self, model: nn.Module, tokenizer: Any, quiet: bool) -> ExportReport:
+        """Write the model.
+
+        Raises:
+            ExportError, CheckpointError: as `octavo.export_hf_checkpoint`.
+        """
+        name = self.exporter
+        if name is None and self.target is not None:
+            name = model_serving(model, self.target).exporter
+        return (
+            plugins()
+            .exporter(str(name))
+            .export(
+                model,
+                self.directory,
+                dtype=None,
+                tokenizer=tokenizer,
+                overwrite=False,
+                max_shard_bytes=_SHARD_BYTES,
+                quiet=quiet,
+                target=self.target,
+            )
+        )
+
+
+def export_of(
+    export_dir: str | Path | None, exporter: str | None, target: str | None
+) -> TrainerExport | None:
+    """Return what is written at the end; None without a folder.
+
+    Raises:
+        ConfigError: an exporter is named, and no folder.
+    """
+    if export_dir is not None:
+        return TrainerExport(Path(export_dir), exporter, target)
+    if exporter is not None:
+        raise ConfigError(f"exporter={exporter!r} without export_dir: give the folder to write to")
+    return None
