@@ -8,10 +8,11 @@ import octavo
 
 ERRORS = {
     "CalibrationError", "CheckpointError", "ConfigError", "ExportError", "ModeError", "OctavoError", "PlanError",
-    "PluginError", "ShapeError", "UnsupportedError",
+    "PluginError", "ShapeError", "TrainingError", "UnsupportedError",
 }  # fmt: skip
 PUBLIC = ERRORS | {
-    "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "Statistics", "TensorQuantizer",
+    "OctavoCallback", "PackedTensor", "Plan", "QuantModule", "QuantSpec", "QuantizedTraining", "Schedule",
+    "SequentialQuantizer", "Statistics", "TensorQuantizer",
     "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer", "enable_huggingface",
     "enable_quantizer", "export_hf_checkpoint", "export_tensorrt_llm_checkpoint",
     "finalize", "finalized", "fold_weight", "history", "hookimpl", "load_quantized",

@@ -55,7 +55,7 @@ def shifted(amax: Tensor, shift: Tensor, factor: float) -> Tensor:
         shift: fp32 of that shape, [1] for a scalar.
         factor: See `gradient_factor`.
     """
-    result: Tensor = _Shifted.apply(amax, shift, factor)
+    result: Tensor = _Shifted.apply(amax, shift, factor)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -65,7 +65,9 @@ def clipped(x: Tensor, amax: Tensor, spec: QuantSpec) -> Tensor:
     PACT (Choi et al., arXiv:1805.06085), on both sides of zero: the range ends at ``amax`` and at ``amax · min /
     max`` of the element type, and what is rounded inside it says nothing about its ends.
     """
-    result: Tensor = _Clipped.apply(x, amax, spec.element_type.min / spec.element_type.max)
+    result: Tensor = _Clipped.apply(  # type: ignore[no-untyped-call]
+        x, amax, spec.element_type.min / spec.element_type.max
+    )
     return result
 
 

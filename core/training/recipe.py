@@ -28,7 +28,9 @@ class RecipeGuard:
         self.was_loaded = False
         self._recipe = json.loads(json.dumps(recipe, sort_keys=True))
         self._model = model
-        self._handle: RemovableHandle = model.register_load_state_dict_pre_hook(self._check)
+        self._handle: RemovableHandle = model.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            self._check
+        )
         device = next((parameter.device for parameter in model.parameters()), None)
         model.register_buffer(BUFFER, _encoded(self._recipe, device))
 

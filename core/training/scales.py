@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.core.calibration.collectors import AmaxCollector
-from octavo.core.errors import ConfigError, ModeError, nearest
-from octavo.core.modules import tensor_quantizers
+from octavo.core.errors import ConfigError, nearest
 from octavo.core.quantizers import TensorQuantizer
 from octavo.core.training.participants import Participant, free
 
@@ -56,7 +55,7 @@ def learn_scales(
             )
         if way != "recomputed":
             for quantizer in learnable:
-                quantizer.learn_amax(way)  # type: ignore[arg-type]
+                quantizer.learn_amax(way)
 
 
 @torch.no_grad()
@@ -75,30 +74,3 @@ def weight_state(weight: Tensor, quantizer: TensorQuantizer) -> dict[str, Tensor
     collector = AmaxCollector(quantizer.spec)
     collector.collect(quantizer, weight)
     return collector.state() or {}
-
-
-def learned_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
-    """Yield the quantizers whose scales are being learned, with their names."""
-    for name, quantizer in tensor_quantizers(model):
-        if quantizer.amax_shift is not None:
-            yield name, quantizer
-
-
-def fix_scales(model: nn.Module) -> None:
-    """Make learned scales plain state again: what training has made of them, without parameters."""
-    for _, quantizer in list(learned_quantizers(model)):
-        quantizer.fix_amax()
-
-
-def check_scales_fixed(model: nn.Module, doing: str) -> None:
-    """Refuse what needs scales that stay.
-
-    Raises:
-        ModeError: scales are being learned; the first is named.
-    """
-    learned = [name for name, _ in learned_quantizers(model)]
-    if learned:
-        raise ModeError(
-            f"the scales of {len(learned)} quantizers are being learned (first {learned[0]!r}); call "
-            f"octavo.core.training.fix_scales(model) before {doing} it"
-        )

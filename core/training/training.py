@@ -15,12 +15,14 @@ from torch.utils.hooks import RemovableHandle
 from octavo.core.calibration.attach import attach, check_reached
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.calibration.layer_records import describe_quantizers
+from octavo.core.calibration.learned_scales import fix_scales, learned_quantizers
 from octavo.core.calibration.quantize import calibrate
 from octavo.core.console import say
 from octavo.core.errors import TrainingError
 from octavo.core.modes.transaction import applying
 from octavo.core.plan import check_device, plan
 from octavo.core.plan.targets import check_stored
+from octavo.core.quantizers import TensorQuantizer
 from octavo.core.training.batch_norm import freeze_batch_norms
 from octavo.core.training.metrics import WeightMetrics, weight_metrics
 from octavo.core.training.participants import Participant, participants
@@ -29,9 +31,7 @@ from octavo.core.training.scales import (
     ActivationScales,
     WeightScales,
     check_scales,
-    fix_scales,
     learn_scales,
-    learned_quantizers,
     recompute_weight_scales,
 )
 from octavo.core.training.schedule import Schedule
@@ -156,8 +156,8 @@ class QuantizedTraining:
         """Turn on what rounds at `step`, the number of finished steps, and freeze batch norms when it is time."""
         number = len(self._layers)
         for index, layer in enumerate(self._layers):
-            _set(layer, weights=self.schedule.rounds_weights(step, index, number), others=None)
-            _set(layer, weights=None, others=self.schedule.rounds_activations(step, index, number))
+            weights = self.schedule.rounds_weights(step, index, number)
+            _set(layer, weights, self.schedule.rounds_activations(step, index, number))
         if self.schedule.batch_norm_is_frozen(step) and not self._batch_norms:
             self._batch_norms = freeze_batch_norms(self.model)
 
@@ -209,14 +209,13 @@ class QuantizedTraining:
             _set(layer, weights, others)
 
 
-def _set(layer: Participant, weights: bool | None, others: bool | None) -> None:
+def _set(layer: Participant, weights: bool, others: bool) -> None:
     for chains, enabled in ((layer.weights, weights), (layer.others, others)):
-        if enabled is not None:
-            for stage in (stage for chain in chains.values() for stage in chain):
-                stage.enabled = enabled
+        for stage in (stage for chain in chains.values() for stage in chain):
+            stage.enabled = enabled
 
 
-def _stages(layer: Participant) -> Iterator[Any]:
+def _stages(layer: Participant) -> Iterator[TensorQuantizer]:
     for chains in (layer.weights, layer.others):
         for chain in chains.values():
             yield from chain
