@@ -8,6 +8,7 @@ quantization thresholds", arXiv:1903.08066). Weight decay pulls a shift to 0: to
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,32 +20,47 @@ from octavo.core.formats import QuantSpec
 Estimator = Literal["lsq", "pact"]
 
 
-def check_learnable(spec: QuantSpec | None, estimator: str) -> None:
-    """Check that `estimator` can learn the scales of a format.
+@dataclass(frozen=True)
+class Learning:
+    """How a scale is learned, as plain numbers, which compilers trace.
 
-    Raises:
-        ConfigError: the estimator does not exist, or the format has no static `amax` of the kind it needs.
+    Attributes:
+        estimator: `lsq`, where every value has a say, or `pact`, where those that are clipped do.
+        factor: LSQ's factor of a scale's gradient, 1/√(N·Q): N values share the scale, Q is the largest code. It keeps
+            the steps of scales and weights in proportion, and sums over many values from filling up the norm that
+            gradients are clipped to (Esser et al., arXiv:1902.08153, section 2.2).
+        lowest: The lower end of the range, as a multiple of `amax`.
     """
-    known = get_args(Estimator)
-    if estimator not in known:
-        raise ConfigError(
-            f"unknown estimator {estimator!r}; known: {', '.join(known)}.{nearest(estimator, known)}"
-        )
-    if spec is None or "amax" not in spec.state:
-        raise ConfigError(
-            f"{spec} has no calibrated amax, whose scales could be learned; use a static format, or keep its scales"
-        )
-    if estimator == "pact" and (spec.global_max is not None or spec.granularity.scale_shape((1, 2)) != ()):
-        raise ConfigError(f"estimator 'pact' learns one clipping value per tensor, found {spec}; use 'lsq'")
 
+    estimator: Estimator
+    factor: float
+    lowest: float
 
-def gradient_factor(spec: QuantSpec, elements_per_scale: float) -> float:
-    """Return LSQ's factor of a scale's gradient, 1/√(N·Q): N values share the scale, Q is the largest code.
+    @classmethod
+    def of(cls, spec: QuantSpec | None, estimator: Estimator, elements_per_scale: float) -> Learning:
+        """Return how `estimator` learns the scales of a format.
 
-    It keeps the steps of scales and weights in proportion, and sums over many values from filling up the norm that
-    gradients are clipped to (Esser et al., arXiv:1902.08153, section 2.2).
-    """
-    return 1 / math.sqrt(max(elements_per_scale, 1.0) * spec.element_type.max)
+        Raises:
+            ConfigError: the estimator does not exist, or the format has no static `amax` of the kind it needs.
+        """
+        known = get_args(Estimator)
+        if estimator not in known:
+            raise ConfigError(
+                f"unknown estimator {estimator!r}; known: {', '.join(known)}.{nearest(estimator, known)}"
+            )
+        if spec is None or "amax" not in spec.state:
+            raise ConfigError(
+                f"{spec} has no calibrated amax, whose scales could be learned; use a static format, or keep its scales"
+            )
+        if estimator == "pact" and (
+            spec.global_max is not None or spec.granularity.scale_shape((1, 2)) != ()
+        ):
+            raise ConfigError(
+                f"estimator 'pact' learns one clipping value per tensor, found {spec}; use 'lsq'"
+            )
+        element = spec.element_type
+        factor = 1 / math.sqrt(max(elements_per_scale, 1.0) * element.max)
+        return cls(estimator, factor, element.min / element.max)
 
 
 def shifted(amax: Tensor, shift: Tensor, factor: float) -> Tensor:
@@ -53,21 +69,19 @@ def shifted(amax: Tensor, shift: Tensor, factor: float) -> Tensor:
     Args:
         amax: fp32, any shape; without a gradient.
         shift: fp32 of that shape, [1] for a scalar.
-        factor: See `gradient_factor`.
+        factor: See `Learning`.
     """
     result: Tensor = _Shifted.apply(amax, shift, factor)  # type: ignore[no-untyped-call]
     return result
 
 
-def clipped(x: Tensor, amax: Tensor, spec: QuantSpec) -> Tensor:
-    """Return `x` clipped to the range of `spec`, per tensor; the gradient of clipped values goes to `amax`.
+def clipped(x: Tensor, amax: Tensor, lowest: float) -> Tensor:
+    """Return `x` clipped to the range from ``lowest · amax`` to `amax`; the gradient of clipped values goes to `amax`.
 
-    PACT (Choi et al., arXiv:1805.06085), on both sides of zero: the range ends at ``amax`` and at ``amax · min /
-    max`` of the element type, and what is rounded inside it says nothing about its ends.
+    PACT (Choi et al., arXiv:1805.06085), on both sides of zero: what is rounded inside the range says nothing about
+    its ends.
     """
-    result: Tensor = _Clipped.apply(  # type: ignore[no-untyped-call]
-        x, amax, spec.element_type.min / spec.element_type.max
-    )
+    result: Tensor = _Clipped.apply(x, amax, lowest)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -15,7 +15,7 @@ from octavo.core.errors import ModeError
 from octavo.core.formats import QuantSpec
 from octavo.core.quantizers.bias import Bias
 from octavo.core.quantizers.calibrator import MAX, Calibrator
-from octavo.core.quantizers.learned_amax import Estimator, check_learnable, clipped, gradient_factor, shifted
+from octavo.core.quantizers.learned_amax import Estimator, Learning, clipped, shifted
 from octavo.core.quantizers.rotation import Rotation
 
 
@@ -80,7 +80,7 @@ class TensorQuantizer(nn.Module):
         for name in ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value"):
             self.register_buffer(name, None)
         self.register_parameter("amax_shift", None)
-        self._estimator: Estimator | None = None
+        self._learning: Learning | None = None
         self._range_mask_before = range_mask
         self._num_elements = math.prod(length for length in shape if length)  # 0 stands for dims that vary
         self.spec = spec
@@ -141,10 +141,11 @@ class TensorQuantizer(nn.Module):
         Raises:
             ConfigError: the format has no scales that `estimator` could learn.
         """
-        check_learnable(self.spec, estimator)
+        num_scales = self.amax.numel() if "amax" in self._state_names else 1
+        self._learning = Learning.of(self.spec, estimator, self._num_elements / max(num_scales, 1))
         shape = self.amax.shape or (1,)  # frameworks that shard parameters need a dim
         self.amax_shift = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=self.amax.device))
-        self._estimator, self._range_mask_before = estimator, self.range_mask
+        self._range_mask_before = self.range_mask
         if estimator == "pact":
             self.range_mask = False  # clipping stops the gradient, at the very values whose own it takes
 
@@ -153,7 +154,7 @@ class TensorQuantizer(nn.Module):
         """Make the buffer `amax` what training has made of it, and learn no more; without `learn_amax`, do nothing."""
         if self.amax_shift is not None:
             self.amax.copy_(self.named_state()["amax"])
-            self.amax_shift, self._estimator = None, None
+            self.amax_shift, self._learning = None, None
             self.range_mask = self._range_mask_before
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -177,8 +178,8 @@ class TensorQuantizer(nn.Module):
             x = self.rotation.apply(x)
         if self.collector is not None:
             self.collector.collect(self, x)
-        if self._estimator == "pact" and self.is_active and self.spec is not None:
-            x = clipped(x, self.named_state()["amax"], self.spec)
+        if self._clips and self.is_active and self._learning is not None:
+            x = clipped(x, self.named_state()["amax"], self._learning.lowest)
         return x
 
     def _rounded(self, x: Tensor) -> Tensor:
@@ -206,9 +207,8 @@ class TensorQuantizer(nn.Module):
     def named_state(self) -> dict[str, Tensor]:
         """Return the calibrated tensors by name, as `set_state` takes them; learned ones with their gradient."""
         state = self._buffered_state()
-        if self.amax_shift is not None and self.spec is not None:
-            factor = gradient_factor(self.spec, self._num_elements / max(self.amax.numel(), 1))
-            state["amax"] = shifted(self.amax, self.amax_shift, factor)
+        if self.amax_shift is not None and self._learning is not None:
+            state["amax"] = shifted(self.amax, self.amax_shift, self._learning.factor)
         return state
 
     def _buffered_state(self) -> dict[str, Tensor]:
@@ -222,9 +222,13 @@ class TensorQuantizer(nn.Module):
         """Return `state_tensors()`, or nothing when `forward` does not round."""
         if not self.is_active:
             return []
-        # Clipping has the whole gradient of a PACT range.
         state = self.state_tensors()
-        return [tensor.detach() for tensor in state] if self._estimator == "pact" else state
+        return [tensor.detach() for tensor in state] if self._clips else state
+
+    @property
+    def _clips(self) -> bool:
+        """Whether clipping, and not rounding, has the gradient of the range."""
+        return self._learning is not None and self._learning.estimator == "pact"
 
     @property
     def has_static_bias(self) -> bool:

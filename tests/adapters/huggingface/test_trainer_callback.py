@@ -32,10 +32,10 @@ def test_what_is_exported_is_what_was_trained(stories: Path, tmp_path: Path) -> 
     trainer.train()
 
     assert (out / "config.json").is_file()
-    assert [f for f in octavo.verify_checkpoint(out, "vllm").findings if f.severity == "error"] == []
+    assert [f for f in octavo.verify_checkpoint(out, "vllm") if f.severity == "error"] == []
     with octavo.finalized(trainer.model, "compressed_tensors", target="vllm"):
         wanted = logits(trainer.model, stories)
-    assert torch.equal(logits(octavo.load_quantized(out, quiet=True), stories), wanted)
+    assert torch.equal(logits(octavo.load_quantized(out), stories), wanted)
     fresh = octavo.quantize(model_of(stories), octavo.with_block_size("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32))
     calibrated, learned = states(fresh), states(trainer.model)
     assert calibrated.keys() == learned.keys()
