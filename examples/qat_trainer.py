@@ -40,7 +40,7 @@ def main() -> None:
     options = parse_arguments()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     config = weights_of(options.bits)
-    test = octavo.text_batches(tokenizer, DATA / "test.jsonl", num_samples=56, sequence_length=256)
+    test = octavo.text_batches(tokenizer, DATA / "test.jsonl", num_samples=32, sequence_length=128)
 
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     rows = {"original": octavo.perplexity(model, test)}

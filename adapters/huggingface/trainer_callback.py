@@ -40,7 +40,7 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
             `octavo.quantize`. Resumed runs calibrate nothing.
         schedule: When which quantizers round, and what freezes when.
         weight_scales: `held`, `recomputed` or `lsq`, as in `octavo.QuantizedTraining`.
-        activation_scales: `held`, `lsq` or `pact`.
+        activation_scales: `held`, `observed`, `lsq` or `pact`.
         loss: What is minimized in place of the model's own loss (a distillation loss, say).
         metrics: What each row of the Trainer's log gets beside its loss: `summary`, the mean and the worst weight's
             signal-to-noise ratio (dB) and scale drift (octaves); `layers`, those of each, too; `none`.

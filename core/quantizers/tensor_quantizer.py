@@ -42,6 +42,7 @@ class TensorQuantizer(nn.Module):
         bias: What is subtracted before rounding and added again after, or None.
         rotation: How the tensor is rotated before rounding, also while the quantizer is off; or None.
         collector: While set, sees every tensor and nothing is rounded (calibration).
+        observer: While set, sees every tensor, and rounding goes on (training).
         pre_quant_scale: fp32 factor of each channel of the last dim, applied to the tensor first, before the collector
             sees it; None when no algorithm made one.
         low_rank_down: fp32 [rank, in] on a linear layer's weight quantizer: with `low_rank_up`, the layer adds
@@ -77,6 +78,7 @@ class TensorQuantizer(nn.Module):
         self.bias = bias
         self.rotation: Rotation | None = None
         self.collector: Collector | None = None
+        self.observer: Collector | None = None
         for name in ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value"):
             self.register_buffer(name, None)
         self.register_parameter("amax_shift", None)
@@ -178,6 +180,8 @@ class TensorQuantizer(nn.Module):
             x = self.rotation.apply(x)
         if self.collector is not None:
             self.collector.collect(self, x)
+        if self.observer is not None:
+            self.observer.collect(self, x)
         if self._clips and self.is_active and self._learning is not None:
             x = clipped(x, self.named_state()["amax"], self._learning.lowest)
         return x

@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.core import ops
 from octavo.core.calibration.solvers.sqnr import tensor_sqnr
 from octavo.core.quantizers import TensorQuantizer
-from octavo.core.training.participants import Participant
+from octavo.core.training.participants import Participant, is_whole
 from octavo.core.training.scales import weight_state
 
 
@@ -32,13 +32,17 @@ class WeightMetrics:
 
 @torch.no_grad()
 def weight_metrics(layers: Sequence[Participant]) -> dict[str, WeightMetrics]:
-    """Return the metrics of each rounded weight, by its layer's name (and the quantizer's, if it has several)."""
+    """Return the metrics of each rounded weight, by its layer's name (and the quantizer's, if it has several).
+
+    Sharded weights, of which a rank has a part, are left out.
+    """
     return {
         layer.name if len(layer.weights) == 1 else f"{layer.name}.{name}": _metrics(
             weight, layer.weights[name]
         )
         for layer in layers
         for name, weight in layer.values().items()
+        if is_whole(weight)
     }
 
 

@@ -59,5 +59,10 @@ def free(
         yield from (quantizer for quantizer in chain if quantizer.named_state() and quantizer not in pinned)
 
 
+def is_whole(weight: Tensor) -> bool:
+    """Return whether all of a weight is here: it is no shard (FSDP2), and no placeholder (ZeRO-3)."""
+    return type(weight).__name__ != "DTensor" and weight.numel() > 0
+
+
 def _is_pinned(quantizer: TensorQuantizer) -> bool:
     return bool(quantizer.named_state()) and not quantizer.needs_calibration

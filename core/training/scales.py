@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from octavo.core.calibration.collectors import AmaxCollector
-from octavo.core.errors import ConfigError, nearest
+from octavo.core.errors import ConfigError, TrainingError, nearest
 from octavo.core.quantizers import TensorQuantizer
-from octavo.core.training.participants import Participant, free
+from octavo.core.quantizers.learned_amax import Estimator
+from octavo.core.training.participants import Participant, free, is_whole
 
 WeightScales = Literal["held", "recomputed", "lsq"]
-ActivationScales = Literal["held", "lsq", "pact"]
+ActivationScales = Literal["held", "observed", "lsq", "pact"]
 
 
 def check_scales(weight_scales: str, activation_scales: str) -> None:
@@ -37,31 +38,43 @@ def learn_scales(
     """Turn scales into parameters, where they are to be learned; before the optimizer is made.
 
     Raises:
-        ConfigError: no scales of that kind can be learned, or not by that estimator.
+        ConfigError: there are no scales of that kind that could be learned, recomputed or observed.
     """
-    weights = [q for layer in layers for q in free(layer.weights, layer.pinned)]
-    others = [q for layer in layers for q in free(layer.others, layer.pinned)]
     for name, way, quantizers in (
-        ("weight_scales", weight_scales, weights),
-        ("activation_scales", activation_scales, others),
+        ("weight_scales", weight_scales, [q for layer in layers for q in free(layer.weights, layer.pinned)]),
+        ("activation_scales", activation_scales, activation_quantizers(layers)),
     ):
-        if way == "held":
-            continue
-        learnable = [q for q in quantizers if q.spec is not None and "amax" in q.spec.state]
-        if not (quantizers if way == "recomputed" else learnable):
+        learned = way if way in get_args(Estimator) else None
+        if learned is not None:
+            quantizers = [q for q in quantizers if q.spec is not None and "amax" in q.spec.state]
+        if way != "held" and not quantizers:
             raise ConfigError(
                 f"{name}={way!r}, and no quantizer of this kind has static scales that could be: they follow the "
                 "values at hand, or are constant. Use 'held', or a config with static scales (type 'static')"
             )
-        if way != "recomputed":
-            for quantizer in learnable:
-                quantizer.learn_amax(way)
+        if learned is not None:
+            for quantizer in quantizers:
+                quantizer.learn_amax(cast(Estimator, learned))
+
+
+def activation_quantizers(layers: Sequence[Participant]) -> list[TensorQuantizer]:
+    """Return the quantizers of other tensors than weights whose state may change."""
+    return [quantizer for layer in layers for quantizer in free(layer.others, layer.pinned)]
 
 
 @torch.no_grad()
 def recompute_weight_scales(layers: Sequence[Participant]) -> None:
-    """Set the scales of weights to what their largest magnitudes are now."""
+    """Set the scales of weights to what their largest magnitudes are now.
+
+    Raises:
+        TrainingError: a weight is sharded, so that none of it is here as a whole.
+    """
     for layer in layers:
+        if sharded := [name for name, weight in layer.values().items() if not is_whole(weight)]:
+            raise TrainingError(
+                f"the weight of {layer.name}.{sharded[0]} is sharded, and its largest magnitudes are not known here; "
+                "use weight_scales='held' or 'lsq'"
+            )
         changing = set(free(layer.weights, layer.pinned))
         for name, weight in layer.values().items():
             for quantizer in changing.intersection(layer.weights[name]):

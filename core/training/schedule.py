@@ -17,7 +17,7 @@ class Schedule:
         weights_from: Weights are rounded from this step on.
         activations_from: Everything else is (inputs, outputs, queries, keys, values).
         ramp: Layers join one after the other, from first to last, in so many steps after these.
-        freeze_scales_at: Scales that are learned or recomputed stay as they are from this step on.
+        freeze_scales_at: Scales that are learned, recomputed or observed stay as they are from this step on.
         freeze_batch_norm_at: Batch norms use their running statistics, and leave them, from this step on.
 
     Raises ConfigError where a step is no number of steps.

@@ -25,11 +25,13 @@ from octavo.core.plan.targets import check_stored
 from octavo.core.quantizers import TensorQuantizer
 from octavo.core.training.batch_norm import freeze_batch_norms
 from octavo.core.training.metrics import WeightMetrics, weight_metrics
+from octavo.core.training.observed import ActivationObserver
 from octavo.core.training.participants import Participant, participants
 from octavo.core.training.recipe import RecipeGuard
 from octavo.core.training.scales import (
     ActivationScales,
     WeightScales,
+    activation_quantizers,
     check_scales,
     learn_scales,
     recompute_weight_scales,
@@ -65,7 +67,8 @@ class QuantizedTraining:
         schedule: When which quantizers round.
         weight_scales: What becomes of calibrated scales of weights. `held`: they stay. `recomputed`: after each step
             they are those of the weights' largest magnitudes. `lsq`: they are learned (arXiv:1902.08153).
-        activation_scales: The same for other tensors. `pact`: learned, from clipped values (arXiv:1805.06085).
+        activation_scales: The same for other tensors. `observed`: a running average of the largest magnitudes of each
+            step (arXiv:1712.05877). `pact`: learned, from clipped values (arXiv:1805.06085).
         target: Engine that will serve the result; what it cannot load is refused before any work.
         tp: Tensor-parallel size it will be served with.
         exporter: Exporter whose checkpoints must have a place for every format (`unified_hf`).
@@ -109,6 +112,8 @@ class QuantizedTraining:
             )
             self._layers = participants(model)
             learn_scales(self._layers, weight_scales, activation_scales)
+        observed = activation_quantizers(self._layers) if activation_scales == "observed" else []
+        self._observer = ActivationObserver(observed)
         scales = {"weight_scales": weight_scales, "activation_scales": activation_scales}
         recipe = {"config": recorded, "schedule": asdict(self.schedule), **scales}
         self._guard: RecipeGuard | None = RecipeGuard(model, recipe)
@@ -158,6 +163,7 @@ class QuantizedTraining:
         for index, layer in enumerate(self._layers):
             weights = self.schedule.rounds_weights(step, index, number)
             _set(layer, weights, self.schedule.rounds_activations(step, index, number))
+        self._observer.watch(not self.schedule.scales_are_frozen(step))
         if self.schedule.batch_norm_is_frozen(step) and not self._batch_norms:
             self._batch_norms = freeze_batch_norms(self.model)
 
@@ -169,9 +175,15 @@ class QuantizedTraining:
                 quantizer.amax_shift.grad = None
 
     def after_step(self, step: int) -> None:
-        """Recompute scales that follow the weights, now that `step` steps are finished, and go on to the next."""
-        if self._recomputes and not self.schedule.scales_are_frozen(step):
-            recompute_weight_scales(self._layers)
+        """Move scales that follow weights or data, now that `step` steps are finished, and go on to the next.
+
+        Raises:
+            TrainingError: weights whose scales follow them are sharded.
+        """
+        if not self.schedule.scales_are_frozen(step):
+            self._observer.update()
+            if self._recomputes:
+                recompute_weight_scales(self._layers)
         self.before_step(step)
 
     def metrics(self) -> dict[str, WeightMetrics]:
@@ -199,6 +211,7 @@ class QuantizedTraining:
         for handle in self._batch_norms:
             handle.remove()
         self._batch_norms = ()
+        self._observer.watch(False)
         fix_scales(self.model)
         self._switch(weights=True, others=True)
         self._guard.remove()

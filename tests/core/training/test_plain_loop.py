@@ -19,6 +19,7 @@ WAYS: list[dict[str, Any]] = [
     {"weight_scales": "recomputed"},
     {"weight_scales": "lsq", "activation_scales": "lsq"},
     {"activation_scales": "pact"},
+    {"activation_scales": "observed"},
 ]
 
 
@@ -84,7 +85,7 @@ def test_which_scales_change(ways: dict[str, Any]) -> None:
     assert changed == wanted | ({"input_quantizer"} if ways.get("activation_scales") else set())
 
 
-@pytest.mark.parametrize("ways", WAYS[1:3], ids=str)
+@pytest.mark.parametrize("ways", [WAYS[1], WAYS[2], WAYS[4]], ids=str)
 def test_frozen_scales_stay_and_weights_go_on(ways: dict[str, Any]) -> None:
     loop = Loop(schedule=octavo.Schedule(freeze_scales_at=2), **ways).begin().run(0, 2)
     before, weight = states(loop.model), loop.model.first.weight.detach().clone()
@@ -103,6 +104,19 @@ def test_recomputed_scales_are_those_of_the_weights_now() -> None:
     metrics = loop.training.metrics()
     assert metrics["second"].scale_drift == 0
     assert 10 < (metrics["second"].sqnr_db or 0) < 40
+
+
+def test_observed_scales_move_a_share_of_the_way_in_each_step() -> None:
+    loop = Loop(activation_scales="observed").begin()
+    amax = states(loop.model)["first.input_quantizer"]
+    with torch.no_grad():
+        loop.model.eval()(x=torch.full((2, 32), 1e6))  # evaluation is not training
+
+    loop.run(0, 2)
+
+    for step in range(2):
+        amax = 0.95 * amax + 0.05 * batch(step)["x"].abs().max()
+    assert states(loop.model)["first.input_quantizer"].item() == pytest.approx(amax.item(), rel=1e-6)
 
 
 def test_held_scales_drift_as_weights_move_away() -> None:
@@ -165,6 +179,15 @@ def test_scales_that_are_still_learned_are_neither_saved_nor_exported(tmp_path: 
         octavo.finalize(loop.model, "unified_hf")
 
 
+def test_scales_of_sharded_weights_cannot_be_recomputed() -> None:
+    loop = Loop(weight_scales="recomputed").begin()
+    loop.model.second.weight.data = torch.empty(0)
+
+    with pytest.raises(octavo.TrainingError, match=r"second\.weight_quantizer is sharded.*'held' or 'lsq'"):
+        loop.training.after_step(1)
+    assert loop.training.metrics().keys() == {"first", "last"}
+
+
 def test_an_optimizer_from_before() -> None:
     model = Net()
     early = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -191,7 +214,7 @@ def test_an_optimizer_from_before() -> None:
             r"activation_scales='pact', and no quantizer",
         ),
         (INT4_G16, {"weight_scales": "lqs"}, r"weight_scales='lqs'; expected one of .* Did you mean 'lsq'"),
-        (INT4_G16, {"activation_scales": "recomputed"}, r"expected one of held, lsq, pact"),
+        (INT4_G16, {"activation_scales": "recomputed"}, r"expected one of held, observed, lsq, pact"),
         (INT4_G16, {"exporter": "tensorrt_llm"}, r"tensorrt_llm checkpoints have no place for these formats"),
     ],
 )
