@@ -41,7 +41,8 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         schedule: When which quantizers round, and what freezes when.
         weight_scales: `held`, `recomputed` or `lsq`, as in `octavo.QuantizedTraining`.
         activation_scales: `held`, `observed`, `lsq` or `pact`.
-        loss: What is minimized in place of the model's own loss (a distillation loss, say).
+        loss: What is minimized in place of the model's own loss (a distillation loss, say). The Trainer must have no
+            loss of its own beside it (`compute_loss_func`, label smoothing).
         metrics: What each row of the Trainer's log gets beside its loss: `summary`, the mean and the worst weight's
             signal-to-noise ratio (dB) and scale drift (octaves); `layers`, those of each, too; `none`.
         evaluate_unquantized: Evaluate the weights without rounding, too: `eval_unquantized_loss`.
@@ -117,12 +118,17 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Calibrate, or check what a resumed run has loaded."""
-        training = self._of(model)
-        calibration = self._calibration
-        if isinstance(calibration, int):
-            number = calibration if state.global_step == 0 else 0
-            calibration = first_batches(train_dataloader, number, args.per_device_train_batch_size)
-        training.begin(state.global_step, calibration or None)
+        training, data = self._of(model), self._calibration
+        if self._loss is not None and args.label_smoothing_factor:
+            raise ConfigError(
+                f"label_smoothing_factor={args.label_smoothing_factor} makes the Trainer compute a loss of its own, in "
+                "place of the callback's; leave one of them out"
+            )
+        if state.global_step > 0:
+            data = None
+        elif isinstance(data, int):
+            data = first_batches(train_dataloader, data, args.per_device_train_batch_size) or None
+        training.begin(state.global_step, data)
         training.check_optimizer(optimizer)
         self._remove_hooks()
         if self._loss is not None:

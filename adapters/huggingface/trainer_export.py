@@ -24,7 +24,7 @@ class TrainerExport:
 
     Attributes:
         directory: A new or empty folder.
-        exporter: Name of the exporter; None for the one that the target loads best, or the peer's dialect.
+        exporter: Name of the exporter; None for the one that the target loads best.
         target: Engine that will serve the checkpoint, or None.
 
     Raises ConfigError, PluginError or ExportError at once where it could not be written at the end.
@@ -35,8 +35,6 @@ class TrainerExport:
     target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.target is None and self.exporter is None:
-            object.__setattr__(self, "exporter", _PREFERRED)
         if self.exporter is not None:
             plugins().exporter(self.exporter)
         check_place(self.directory.resolve(), overwrite=False)
@@ -69,13 +67,13 @@ class TrainerExport:
 def export_of(
     export_dir: str | Path | None, exporter: str | None, target: str | None
 ) -> TrainerExport | None:
-    """Return what is written at the end; None without a folder.
+    """Return what is written at the end; None without a folder. Without exporter and target it is the peer's dialect.
 
     Raises:
         ConfigError: an exporter is named, and no folder.
     """
     if export_dir is not None:
-        return TrainerExport(Path(export_dir), exporter, target)
+        return TrainerExport(Path(export_dir), exporter or (_PREFERRED if target is None else None), target)
     if exporter is not None:
         raise ConfigError(f"exporter={exporter!r} without export_dir: give the folder to write to")
     return None

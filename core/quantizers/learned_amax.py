@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.errors import ConfigError, nearest
-from octavo.core.formats import QuantSpec
+from octavo.core.formats import PerTensor, QuantSpec
 
 Estimator = Literal["lsq", "pact"]
 
@@ -53,7 +53,7 @@ class Learning:
                 f"{spec} has no calibrated amax, whose scales could be learned; use a static format, or keep its scales"
             )
         if estimator == "pact" and (
-            spec.global_max is not None or spec.granularity.scale_shape((1, 2)) != ()
+            spec.global_max is not None or not isinstance(spec.granularity, PerTensor)
         ):
             raise ConfigError(
                 f"estimator 'pact' learns one clipping value per tensor, found {spec}; use 'lsq'"

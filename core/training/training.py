@@ -140,7 +140,8 @@ class QuantizedTraining:
         self._guard.check_loaded(step)
         if step == 0:
             self._switch(weights=True, others=True)
-            calibrate(self.model, self._algorithm, forward_loop, quiet=True)
+            data = None if self._algorithm is None else forward_loop
+            calibrate(self.model, self._algorithm, data, self._quiet)
         self.before_step(step)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:

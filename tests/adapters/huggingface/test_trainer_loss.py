@@ -46,6 +46,15 @@ def test_training_minimizes_it_and_evaluation_does_not_see_it(stories: Path, tmp
     assert len(loss.own) == calls, "training is over"
 
 
+def test_a_loss_that_the_trainer_would_ignore(stories: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(stories, tmp_path, callback(loss=Scaled()), label_smoothing_factor=0.1)
+
+    with pytest.raises(
+        octavo.ConfigError, match=r"label_smoothing_factor=0\.1 makes the Trainer compute a loss of"
+    ):
+        trainer.train()
+
+
 def test_a_model_that_returns_no_names() -> None:
     model = nn.Linear(2, 2)
     replace_loss(model, Scaled())

@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.ops_cases import E4M3, INT4_BLOCK, INT8, INT8_CHANNEL, MXFP4, NVFP4, SPECS, normal, state_of
+from helpers.ops_cases import (
+    E4M3,
+    INT4_BLOCK,
+    INT8,
+    INT8_CHANNEL,
+    MXFP4,
+    NVFP4,
+    NVFP4_STATIC,
+    SPECS,
+    normal,
+    state_of,
+)
 from octavo.core import ops
 from octavo.core.formats import PerTensor, QuantSpec, chain_key, fake_quantize
 from oracles import learned_scales
@@ -123,6 +134,23 @@ def test_each_stage_of_a_chain_gets_the_gradient_that_later_stages_let_through()
     outer = learning(second)
     wanted = torch.autograd.grad(ops.fake_quantize(middle, outer, E4M3.key), [*inner, *outer], grad)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("spec", [INT8, INT8_CHANNEL, INT4_BLOCK, NVFP4, NVFP4_STATIC], ids=str)
+def test_stacked_tensors_have_the_gradients_that_each_has_alone(spec: QuantSpec) -> None:
+    x, grad = normal(3, 48, 64), normal(3, 48, 64, seed=1)
+    each = [state_of(one * (n + 1), spec) for n, one in enumerate(x)]
+    stack = [torch.stack(tensors) for tensors in zip(*each, strict=True)]
+
+    found = torch.autograd.grad(
+        ops.fake_quantize(x, learnt := learning(stack), spec.stacked().key), learnt, grad
+    )
+
+    for number in range(3):
+        alone = learning(each[number])
+        wanted = torch.autograd.grad(ops.fake_quantize(x[number], alone, spec.key), alone, grad[number])
+        for got, want in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got[number], want)
 
 
 @pytest.mark.parametrize("spec", [INT8_CHANNEL, NVFP4, INT4_BLOCK], ids=str)
