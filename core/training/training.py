@@ -18,7 +18,7 @@ from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.calibration.learned_scales import fix_scales, learned_quantizers
 from octavo.core.calibration.quantize import calibrate
 from octavo.core.console import say
-from octavo.core.errors import TrainingError
+from octavo.core.errors import CheckpointError, TrainingError, listed
 from octavo.core.modes.transaction import applying
 from octavo.core.plan import check_device, plan
 from octavo.core.plan.targets import check_stored
@@ -129,7 +129,7 @@ class QuantizedTraining:
 
         Raises:
             CalibrationError: data is needed and there is none, or it yields nothing usable.
-            CheckpointError: the loaded checkpoint was made without quantizers.
+            CheckpointError: the loaded checkpoint was made without quantizers, or not all of it reached them.
             TrainingError: training has ended.
         """
         if self._guard is None:
@@ -142,6 +142,8 @@ class QuantizedTraining:
             self._switch(weights=True, others=True)
             data = None if self._algorithm is None else forward_loop
             calibrate(self.model, self._algorithm, data, self._quiet)
+        else:
+            self._check_resumed()
         self.before_step(step)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -217,6 +219,20 @@ class QuantizedTraining:
         self._switch(weights=True, others=True)
         self._guard.remove()
         self._guard = None
+
+    def _check_resumed(self) -> None:
+        waiting = [
+            f"{layer.name}.{short}"
+            for layer in self._layers
+            for short, chain in (layer.weights | layer.others).items()
+            if any(stage.needs_calibration for stage in chain)
+        ]
+        if waiting:
+            raise CheckpointError(
+                f"the scales of {len(waiting)} quantizers were not loaded: {listed(waiting, 2)}. The checkpoint lacks "
+                "them, or has them under other names than the model (transformers 5 renames layers of stacked experts "
+                "when it saves, and its Trainer does not when it resumes: their weights are not loaded either)"
+            )
 
     def _switch(self, weights: bool, others: bool) -> None:
         for layer in self._layers:

@@ -42,6 +42,17 @@ def test_a_checkpoint_without_quantizers() -> None:
         loop.training.begin(4)
 
 
+def test_a_checkpoint_with_scales_under_other_names() -> None:
+    saved = checkpoint()
+    saved["model"] = {name.replace("second.", "middle."): tensor for name, tensor in saved["model"].items()}
+
+    with pytest.raises(
+        octavo.CheckpointError,
+        match=r"scales of 2 quantizers were not loaded: second\.weight_quantizer, second\.input_quantizer\. The",
+    ):
+        Loop().resume(saved, 1)
+
+
 def test_a_damaged_recipe() -> None:
     saved = checkpoint()
     saved["model"]["octavo_recipe"] = torch.zeros(4, dtype=torch.uint8)
