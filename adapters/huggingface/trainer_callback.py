@@ -87,7 +87,7 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
             raise ConfigError(
                 f"calibration={calibration!r}; expected a number of batches, 0 or more, or data"
             )
-        self._export = export_of(export_dir, exporter, target)
+        self._export = export_of(export_dir, exporter, target, tp)
         self._config, self._quiet = config, quiet
         self._options: dict[str, Any] = {
             "schedule": schedule,
@@ -118,17 +118,13 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Calibrate, or check what a resumed run has loaded."""
-        training, data = self._of(model), self._calibration
+        training = self._of(model)
         if self._loss is not None and args.label_smoothing_factor:
             raise ConfigError(
                 f"label_smoothing_factor={args.label_smoothing_factor} makes the Trainer compute a loss of its own, in "
                 "place of the callback's; leave one of them out"
             )
-        if state.global_step > 0:
-            data = None
-        elif isinstance(data, int):
-            data = first_batches(train_dataloader, data, args.per_device_train_batch_size) or None
-        training.begin(state.global_step, data)
+        training.begin(state.global_step, self._data(args, state, train_dataloader))
         training.check_optimizer(optimizer)
         self._remove_hooks()
         if self._loss is not None:
@@ -207,6 +203,15 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
                 "it model=… in place of model_init=…"
             )
         return attached
+
+    def _data(self, args: Any, state: Any, train_dataloader: Any) -> ForwardLoop | None:
+        """Return what calibrates; a resumed run has nothing to calibrate."""
+        if state.global_step > 0:
+            return None
+        if isinstance(self._calibration, int):
+            batch_size = args.per_device_train_batch_size
+            return first_batches(train_dataloader, self._calibration, batch_size) or None
+        return self._calibration
 
     def _remove_hooks(self) -> None:
         for handle in self._handles:

@@ -15,7 +15,7 @@ from octavo.core.model.serving import model_serving
 from octavo.core.plugins import plugins
 
 _PREFERRED = "unified_hf"
-_SHARD_BYTES = 5_000_000_000
+_FOR_RANKS = "tensorrt_llm"  # its checkpoints have a file for each rank, and no tokenizer
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class TrainerExport:
         directory: A new or empty folder.
         exporter: Name of the exporter; None for the one that the target loads best.
         target: Engine that will serve the checkpoint, or None.
+        tp: Tensor-parallel size it will be served with.
 
     Raises ConfigError, PluginError or ExportError at once where it could not be written at the end.
     """
@@ -33,6 +34,7 @@ class TrainerExport:
     directory: Path
     exporter: str | None = None
     target: str | None = None
+    tp: int = 1
 
     def __post_init__(self) -> None:
         if self.exporter is not None:
@@ -48,24 +50,13 @@ class TrainerExport:
         name = self.exporter
         if name is None and self.target is not None:
             name = model_serving(model, self.target).exporter
-        return (
-            plugins()
-            .exporter(str(name))
-            .export(
-                model,
-                self.directory,
-                dtype=None,
-                tokenizer=tokenizer,
-                overwrite=False,
-                max_shard_bytes=_SHARD_BYTES,
-                quiet=quiet,
-                target=self.target,
-            )
-        )
+        form = {"inference_tensor_parallel": self.tp} if name == _FOR_RANKS else {"tokenizer": tokenizer}
+        exporter = plugins().exporter(str(name))
+        return exporter.export(model, self.directory, quiet=quiet, target=self.target, **form)
 
 
 def export_of(
-    export_dir: str | Path | None, exporter: str | None, target: str | None
+    export_dir: str | Path | None, exporter: str | None, target: str | None, tp: int
 ) -> TrainerExport | None:
     """Return what is written at the end; None without a folder. Without exporter and target it is the peer's dialect.
 
@@ -73,7 +64,9 @@ def export_of(
         ConfigError: an exporter is named, and no folder.
     """
     if export_dir is not None:
-        return TrainerExport(Path(export_dir), exporter or (_PREFERRED if target is None else None), target)
+        return TrainerExport(
+            Path(export_dir), exporter or (_PREFERRED if target is None else None), target, tp
+        )
     if exporter is not None:
         raise ConfigError(f"exporter={exporter!r} without export_dir: give the folder to write to")
     return None

@@ -42,6 +42,19 @@ def test_what_is_exported_is_what_was_trained(stories: Path, tmp_path: Path) -> 
     assert not any(torch.equal(calibrated[name], learned[name]) for name in calibrated)
 
 
+@pytest.mark.parametrize("exporter", ["unified_hf", "tensorrt_llm"])
+def test_every_exporter_writes_what_was_trained(stories: Path, tmp_path: Path, exporter: str) -> None:
+    out = tmp_path / "exported"
+    trainer = make_trainer(
+        stories, tmp_path, callback("FP8_DEFAULT_CFG", export_dir=out, exporter=exporter, tp=2), steps=1
+    )
+    trainer.train()
+
+    consumer = {"unified_hf": "vllm", "tensorrt_llm": "trtllm"}[exporter]
+    assert [f for f in octavo.verify_checkpoint(out, consumer) if f.severity == "error"] == []
+    assert len(list(out.glob("rank*.safetensors"))) == (2 if exporter == "tensorrt_llm" else 0)
+
+
 def test_logs_and_evaluations(stories: Path, tmp_path: Path) -> None:
     plain = make_trainer(stories, tmp_path / "plain").evaluate()["eval_loss"]
     schedule = octavo.Schedule(weights_from=1)
