@@ -105,25 +105,6 @@ def test_data_of_ones_own_and_an_algorithm_that_needs_it(stories: Path, tmp_path
     assert torch.equal(logits(trainer.model, stories), logits(wanted, stories))
 
 
-def test_training_with_rounding_beats_rounding_after(stories: Path, tmp_path: Path) -> None:
-    config = octavo.with_block_size("INT4_BLOCKWISE_WEIGHT_ONLY_CFG", 32)
-    for entry in config["quant_cfg"]:
-        if (entry.get("cfg") or {}).get("num_bits") == 4:
-            entry["cfg"]["num_bits"] = 2
-    trainer = make_trainer(
-        stories,
-        tmp_path,
-        callback(config, weight_scales="lsq"),
-        steps=20,
-        eval_on_start=True,
-        eval_strategy="no",
-    )
-    trainer.train()
-
-    before = next(row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row)
-    assert trainer.evaluate()["eval_loss"] < before - 0.5
-
-
 def test_sft_trainer_of_trl(stories: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="trl is not installed")
     from datasets import Dataset
