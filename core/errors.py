@@ -46,6 +46,10 @@ class CalibrationError(OctavoError, RuntimeError):
     """Calibration yielded nothing usable: no data, NaN, infinity or a quantizer never called."""
 
 
+class TrainingError(OctavoError, RuntimeError):
+    """Training cannot go on: its loss is not finite, or what it trains is not what it should be."""
+
+
 class ModeError(OctavoError, RuntimeError):
     """A mode cannot be applied to, saved from or restored on this model."""
 

@@ -8,13 +8,16 @@ import octavo
 
 ERRORS = {
     "CalibrationError", "CheckpointError", "ConfigError", "ExportError", "ModeError", "OctavoError", "PlanError",
-    "PluginError", "ShapeError", "UnsupportedError",
+    "PluginError", "ShapeError", "TrainingError", "UnsupportedError",
 }  # fmt: skip
 PUBLIC = ERRORS | {
     "DistillConfig", "Distillation", "PackedTensor", "Plan", "QuantModule", "QuantSpec", "SequentialQuantizer", "Statistics", "TeacherLogits",
     "TensorQuantizer", "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer",
     "distill", "enable_huggingface", "export_student",
     "compress", "decompress",
+    "OctavoCallback", "PackedTensor", "Plan", "QuantModule", "QuantSpec", "QuantizedTraining", "Schedule",
+    "SequentialQuantizer", "Statistics", "TensorQuantizer",
+    "calibrate", "collect_statistics", "compare", "convert_checkpoint", "disable_quantizer", "enable_huggingface",
     "enable_quantizer", "export_hf_checkpoint", "export_tensorrt_llm_checkpoint",
     "finalize", "finalized", "fold_batch_norm", "fold_weight", "history", "hookimpl", "load_quantized",
     "load_recipe", "merge_configs", "perplexity", "plan", "plugins", "preset", "preset_names",

@@ -24,6 +24,7 @@ from octavo.core.calibration.finalized import (
     lasting_finalization,
 )
 from octavo.core.calibration.fold_mode import check_not_folded
+from octavo.core.calibration.learned_scales import check_scales_fixed
 from octavo.core.calibration.originals import Originals
 from octavo.core.calibration.smoothing_fold import fold_smoothing, format_of
 from octavo.core.errors import ConfigError, ModeError
@@ -120,7 +121,8 @@ def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None
         A sentence for each quantizer whose numbers the target changes; none without a target.
 
     Raises:
-        ModeError: the model is not quantized, is finalized already, or its weights are folded or packed.
+        ModeError: the model is not quantized, is finalized already, its weights are folded or packed, or its scales are
+            being learned.
         PluginError: no exporter has that name.
         ConfigError: the target is unknown, or given with a dialect that is not an exporter's name.
     """
@@ -132,6 +134,7 @@ def finalize(model: nn.Module, dialect: Dialect | str, target: str | None = None
     check_not_packed(
         model, "finalize them for a dialect now (octavo.compress(model, dialect=…) does before packing)"
     )
+    check_scales_fixed(model, "finalizing")
     if (other := finalized_for(model)) is not None:
         raise ModeError(f"the model is finalized for {other} already; call octavo.unfinalize(model) first")
     quantizers = dict(tensor_quantizers(model))

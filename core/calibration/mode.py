@@ -15,6 +15,7 @@ from octavo.core.calibration.finalized import (
     lasting_finalization,
 )
 from octavo.core.calibration.layer_records import attach_described, describe_quantizers
+from octavo.core.calibration.learned_scales import check_scales_fixed
 from octavo.core.modes.record import part
 
 
@@ -28,10 +29,12 @@ class QuantizeMode:
         """Return the record's state as the model is now.
 
         Raises:
-            ModeError: the model is finalized for a dialect, so that its formats are not its own.
+            ModeError: the model is finalized for a dialect, so that its formats are not its own; or its scales are
+                being learned.
         """
         if lasting_finalization(model) is None:
             check_not_finalized(model, "saving")
+        check_scales_fixed(model, "saving")
         return {**state, "layers": describe_quantizers(model)}
 
     def restore(self, model: nn.Module, state: Mapping[str, Any]) -> None:

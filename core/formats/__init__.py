@@ -10,6 +10,7 @@ from octavo.core.formats.quantization import (
     in_range,
     quantize,
 )
+from octavo.core.formats.scale_gradients import state_gradients
 from octavo.core.formats.spec import QuantSpec, chain_key, parse_chain, unstacked_chain
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "in_range",
     "parse_chain",
     "quantize",
+    "state_gradients",
     "unstacked_chain",
 ]

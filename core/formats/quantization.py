@@ -16,7 +16,7 @@ from octavo.core.formats.rounding import decode, encode, round_to_grid
 from octavo.core.formats.scales import Scales, beside, scales_from_amax, step_from_stored
 from octavo.core.formats.spec import QuantSpec
 
-_RANGE_SLACK = 1 + 2.0**-20
+RANGE_SLACK = 1 + 2.0**-20
 # Bits of numbers without a sign are ordered as the numbers, NaN last; integers are compared twice as fast.
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -154,9 +154,8 @@ def in_range(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     scale was rounded down for storage, values up to the block's `amax` count as inside too.
     """
     amax, global_amax = _amax(x, state, spec)
-    scales = scales_from_amax(amax, global_amax, spec)
-    steps = _in_steps(spec.granularity.blocked(x), spec, *_factors(scales, spec, x.shape))
-    low, high = spec.element_type.min * _RANGE_SLACK, spec.element_type.max * _RANGE_SLACK
+    steps, _ = to_steps(x, state, spec)
+    low, high = spec.element_type.min * RANGE_SLACK, spec.element_type.max * RANGE_SLACK
     inside = (steps >= low) & (steps <= high)
     if global_amax is not None:
         covered = torch.minimum(amax, beside(global_amax, amax))
@@ -184,6 +183,12 @@ def _factors(scales: Scales, spec: QuantSpec, shape: Sequence[int]) -> list[Tens
     """Return the steps, and their inverses where there are such, as they broadcast over a blocked view."""
     keepdim = keepdim_shape(spec.granularity, shape)
     return [t.reshape(keepdim) for t in (scales.step, scales.inverse) if t is not None]
+
+
+def to_steps(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> tuple[Tensor, Scales]:
+    """Return the blocked view of `x` in units of its steps, fp32, and the scales."""
+    scales = scales_from_amax(*_amax(x, state, spec), spec)
+    return _in_steps(spec.granularity.blocked(x), spec, *_factors(scales, spec, x.shape)), scales
 
 
 def _in_steps(view: Tensor, spec: QuantSpec, step: Tensor, inverse: Tensor | None = None) -> Tensor:

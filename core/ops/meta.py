@@ -42,6 +42,11 @@ def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spe
     return grad.new_empty(grad.shape)
 
 
+def fake_quantize_state_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:
+    _check_values(grad, x, *state)
+    return [tensor.new_empty(tensor.shape, dtype=torch.float32) for tensor in state]
+
+
 def fake_quantized_linear(
     x: Tensor,
     weight: Tensor,
@@ -141,6 +146,7 @@ for _function in (
     amax,
     fake_quantize,
     fake_quantize_backward,
+    fake_quantize_state_backward,
     fake_quantized_linear,
     quantize,
     dequantize,

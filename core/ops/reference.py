@@ -47,6 +47,18 @@ def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spe
     return grad.clone(memory_format=torch.contiguous_format)
 
 
+def fake_quantize_state_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:
+    inputs, chain = [x], stages(state, spec)
+    for stage, tensors in chain[:-1]:
+        inputs.append(formats.fake_quantize(inputs[-1], tensors, stage))
+    grads: list[Tensor] = []
+    for before, (stage, tensors) in zip(reversed(inputs), reversed(chain), strict=True):
+        grads = formats.state_gradients(grad, before, tensors, stage) + grads
+        if stage.state:
+            grad = grad * formats.in_range(before, tensors, stage)
+    return [part.contiguous() for part in grads]
+
+
 def fake_quantized_linear(
     x: Tensor,
     weight: Tensor,
@@ -177,6 +189,7 @@ OPERATORS = (
     amax,
     fake_quantize,
     fake_quantize_backward,
+    fake_quantize_state_backward,
     fake_quantized_linear,
     quantize,
     dequantize,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from octavo.core.errors import ModeError
 from octavo.core.formats import QuantSpec
 from octavo.core.quantizers.bias import Bias
 from octavo.core.quantizers.calibrator import MAX, Calibrator
+from octavo.core.quantizers.learned_amax import Estimator, Learning, clipped, shifted
 from octavo.core.quantizers.rotation import Rotation
 
 
@@ -42,12 +44,14 @@ class TensorQuantizer(nn.Module):
             passes tensors through.
         rotation: How the tensor is rotated before rounding, also while the quantizer is off; or None.
         collector: While set, sees every tensor and nothing is rounded (calibration).
+        observer: While set, sees every tensor, and rounding goes on (training).
         pre_quant_scale: fp32 factor of each channel of the last dim, applied to the tensor first, before the collector
             sees it; None when no algorithm made one.
         low_rank_down: fp32 [rank, in] on a linear layer's weight quantizer: with `low_rank_up`, the layer adds
             ``(x · downᵀ) · upᵀ`` of its input times `pre_quant_scale` to its output; None when no algorithm made one.
         low_rank_up: fp32 [out, rank].
         bias_value: fp32, the static `bias`, broadcast to the tensor; None until calibrated.
+        amax_shift: The fp32 parameter by which training changes `amax`, while `learn_amax` lets it; None otherwise.
     """
 
     spec: QuantSpec | None
@@ -58,6 +62,7 @@ class TensorQuantizer(nn.Module):
     low_rank_down: Tensor | None
     low_rank_up: Tensor | None
     bias_value: Tensor | None
+    amax_shift: nn.Parameter | None
 
     def __init__(
         self,
@@ -76,8 +81,13 @@ class TensorQuantizer(nn.Module):
         self.is_absorbed = False
         self.rotation: Rotation | None = None
         self.collector: Collector | None = None
+        self.observer: Collector | None = None
         for name in ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value"):
             self.register_buffer(name, None)
+        self.register_parameter("amax_shift", None)
+        self._learning: Learning | None = None
+        self._range_mask_before = range_mask
+        self._num_elements = math.prod(length for length in shape if length)  # 0 stands for dims that vary
         self.spec = spec
         self._key = ops.NOTHING if spec is None else spec.key
         if spec is not None and spec.state:
@@ -134,6 +144,31 @@ class TensorQuantizer(nn.Module):
             self._buffers.pop(name, None)
         self.is_absorbed, self.pre_quant_scale = True, None
 
+    def learn_amax(self, estimator: Estimator) -> None:
+        """Let training change `amax`, from where it is: `amax_shift` becomes a parameter, for the optimizer to find.
+
+        Args:
+            estimator: `lsq`: every value has a say. `pact`: those that are clipped do; one scale per tensor.
+
+        Raises:
+            ConfigError: the format has no scales that `estimator` could learn.
+        """
+        num_scales = self.amax.numel() if "amax" in self._state_names else 1
+        self._learning = Learning.of(self.spec, estimator, self._num_elements / max(num_scales, 1))
+        shape = self.amax.shape or (1,)  # frameworks that shard parameters need a dim
+        self.amax_shift = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=self.amax.device))
+        self._range_mask_before = self.range_mask
+        if estimator == "pact":
+            self.range_mask = False  # clipping stops the gradient, at the very values whose own it takes
+
+    @torch.no_grad()
+    def fix_amax(self) -> None:
+        """Make the buffer `amax` what training has made of it, and learn no more; without `learn_amax`, do nothing."""
+        if self.amax_shift is not None:
+            self.amax.copy_(self.named_state()["amax"])
+            self.amax_shift, self._learning = None, None
+            self.range_mask = self._range_mask_before
+
     def scaled(self, x: Tensor) -> Tensor:
         """Return `x` times `pre_quant_scale`, rounded once to the dtype of `x`."""
         return x if self.pre_quant_scale is None else (x * self.pre_quant_scale).to(x.dtype)
@@ -155,6 +190,10 @@ class TensorQuantizer(nn.Module):
             x = self.rotation.apply(x)
         if self.collector is not None:
             self.collector.collect(self, x)
+        if self.observer is not None:
+            self.observer.collect(self, x)
+        if self._clips and self.is_active and self._learning is not None:
+            x = clipped(x, self.named_state()["amax"], self._learning.lowest)
         return x
 
     def _rounded(self, x: Tensor) -> Tensor:
@@ -180,7 +219,13 @@ class TensorQuantizer(nn.Module):
         return self._key if self.is_active else ops.NOTHING
 
     def named_state(self) -> dict[str, Tensor]:
-        """Return the calibrated tensors by name, as `set_state` takes them."""
+        """Return the calibrated tensors by name, as `set_state` takes them; learned ones with their gradient."""
+        state = self._buffered_state()
+        if self.amax_shift is not None and self._learning is not None:
+            state["amax"] = shifted(self.amax, self.amax_shift, self._learning.factor)
+        return state
+
+    def _buffered_state(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self._state_names}
 
     def state_tensors(self) -> list[Tensor]:
@@ -189,7 +234,15 @@ class TensorQuantizer(nn.Module):
 
     def active_state(self) -> list[Tensor]:
         """Return `state_tensors()`, or nothing when `forward` does not round."""
-        return self.state_tensors() if self.is_active else []
+        if not self.is_active:
+            return []
+        state = self.state_tensors()
+        return [tensor.detach() for tensor in state] if self._clips else state
+
+    @property
+    def _clips(self) -> bool:
+        """Whether clipping, and not rounding, has the gradient of the range."""
+        return self._learning is not None and self._learning.estimator == "pact"
 
     @property
     def has_static_bias(self) -> bool:
@@ -205,12 +258,12 @@ class TensorQuantizer(nn.Module):
 
     @torch.no_grad()
     def set_state(self, **tensors: Tensor) -> None:
-        """Set calibrated tensors by name and mark the quantizer as calibrated.
+        """Set calibrated tensors by name and mark the quantizer as calibrated; learning goes on from there.
 
         Raises:
             ModeError: a name is not part of this format's state, one is missing, or a shape differs; nothing is set.
         """
-        buffers = self.named_state()
+        buffers = self._buffered_state()
         if tensors.keys() != buffers.keys():
             raise ModeError(f"{self.spec} has state {sorted(buffers)}, found {sorted(tensors)}")
         for name, buffer in buffers.items():
@@ -221,6 +274,8 @@ class TensorQuantizer(nn.Module):
             buffer.copy_(tensors[name])
         if buffers:
             self.calibrated.fill_(1)
+        if self.amax_shift is not None:
+            self.amax_shift.zero_()
 
     def stages(self) -> list[TensorQuantizer]:
         """Return the quantizers that run in turn: just this one."""
@@ -228,7 +283,10 @@ class TensorQuantizer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
         before = dict(self._buffers)
+        shift = None if self.amax_shift is None else self.amax_shift.detach()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.amax_shift is not None and shift is not None and self.amax_shift.dtype != shift.dtype:
+            self.amax_shift.data = shift.to(self.amax_shift.device)
         for name, buffer in before.items():
             moved = self._buffers[name]
             if buffer is not None and moved is not None and moved.dtype != buffer.dtype:

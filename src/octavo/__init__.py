@@ -14,6 +14,7 @@ from octavo.core.plugins.builtin import declare_builtin_plugins
 
 if TYPE_CHECKING:
     from octavo.adapters.huggingface.from_pretrained import enable_huggingface
+    from octavo.adapters.huggingface.trainer_callback import OctavoCallback
     from octavo.core.calibration.finalize import finalize, finalized, unfinalize
     from octavo.core.calibration.fold import fold_weight
     from octavo.core.calibration.quantize import calibrate, quantize, unquantize
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         PlanError,
         PluginError,
         ShapeError,
+        TrainingError,
         UnsupportedError,
     )
     from octavo.core.evaluation.language import compare, perplexity
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
     from octavo.core.training.fold_batch_norm import fold_batch_norm
+    from octavo.core.training import QuantizedTraining, Schedule
     from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
     from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint
@@ -69,6 +72,7 @@ _MODULE_OF = {
     "Distillation": "octavo.core.distillation",
     "ExportError": "octavo.core.errors",
     "ModeError": "octavo.core.errors",
+    "OctavoCallback": "octavo.adapters.huggingface.trainer_callback",
     "OctavoError": "octavo.core.errors",
     "PackedTensor": "octavo.core.packed",
     "Plan": "octavo.core.plan",
@@ -76,11 +80,14 @@ _MODULE_OF = {
     "PluginError": "octavo.core.errors",
     "QuantModule": "octavo.core.modules",
     "QuantSpec": "octavo.core.formats",
+    "QuantizedTraining": "octavo.core.training",
+    "Schedule": "octavo.core.training",
     "SequentialQuantizer": "octavo.core.quantizers",
     "ShapeError": "octavo.core.errors",
     "Statistics": "octavo.core.calibration.statistics.statistics",
     "TeacherLogits": "octavo.core.distillation",
     "TensorQuantizer": "octavo.core.quantizers",
+    "TrainingError": "octavo.core.errors",
     "UnsupportedError": "octavo.core.errors",
     "calibrate": "octavo.core.calibration.quantize",
     "collect_statistics": "octavo.core.calibration.statistics.collect",
@@ -133,6 +140,7 @@ __all__ = [
     "Distillation",
     "ExportError",
     "ModeError",
+    "OctavoCallback",
     "OctavoError",
     "PackedTensor",
     "Plan",
@@ -140,11 +148,14 @@ __all__ = [
     "PluginError",
     "QuantModule",
     "QuantSpec",
+    "QuantizedTraining",
+    "Schedule",
     "SequentialQuantizer",
     "ShapeError",
     "Statistics",
     "TeacherLogits",
     "TensorQuantizer",
+    "TrainingError",
     "UnsupportedError",
     "calibrate",
     "collect_statistics",

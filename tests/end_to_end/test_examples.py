@@ -146,3 +146,22 @@ def test_reshard_trtllm(run: Runner) -> None:
 
     assert four.startswith("4 ranks: 412 tensors")
     assert back == "put together again: the same bytes"
+
+
+def test_qat_trainer_recovers_and_exports_what_it_trained(run: Runner) -> None:
+    found = json.loads(run("examples/qat_trainer.py", "--json", "--steps", "12").splitlines()[-1])
+
+    lost = found["rounded, not trained"] - found["original"]
+    assert found["trained with rounding"] < found["rounded, not trained"] - 0.2 * lost
+    assert found["the exported checkpoint"] == pytest.approx(found["trained with rounding"], rel=1e-6)
+
+
+def test_qat_trainer_resumes_to_the_same_bytes(run: Runner, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ["--steps", "4", "--json", "--out"]
+    run("examples/qat_trainer.py", *flags, str(whole))
+    run("examples/qat_trainer.py", *flags, str(parts), "--stop-at", "2")
+    run("examples/qat_trainer.py", *flags, str(parts), "--resume")
+
+    weights = "exported/model.safetensors"
+    assert (parts / weights).read_bytes() == (whole / weights).read_bytes()

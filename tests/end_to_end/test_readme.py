@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 import octavo
 from helpers.cli_runner import MODEL, ROOT
@@ -55,3 +55,25 @@ def test_one_run_three_dialects(
         "trtllm_on_4 has nothing wrong for trtllm",
         "for_vllm has nothing wrong for vllm",
     ]
+
+
+def test_training_with_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ids = torch.arange(3, 67)
+    names = {
+        "octavo": octavo,
+        "model": AutoModelForCausalLM.from_pretrained(MODEL),
+        "dataset": [{"input_ids": ids, "labels": ids.clone()}] * 8,
+        "arguments": TrainingArguments(
+            "checkpoints",
+            max_steps=1,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+    }
+
+    exec(snippet("Training with rounding"), names)
+
+    assert octavo.verify_checkpoint("trained", "vllm") == []
