@@ -73,7 +73,10 @@ def assert_close(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None =
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_product_with_the_identity_is_the_weight(name: str, dtype: torch.dtype) -> None:
-    spec, num_in = FORMATS[name], 71
+    spec = FORMATS[name]
+    num_in = (
+        72 if dtype == torch.bfloat16 else 71
+    )  # codes are read as words, or as bytes where rows are no whole words
     columns = [*range(8), *range(num_in - 8, num_in)]
     weight = packed(normal(19, num_in), spec)
     eye = torch.eye(num_in, dtype=dtype, device=DEVICE)[columns]
