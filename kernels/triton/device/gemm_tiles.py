@@ -88,9 +88,7 @@ def _values(units, step, PLACE: tl.constexpr, FORMAT: tl.constexpr, FP8: tl.cons
     if FP8:
         values = units.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
     elif not FORMAT.is_float:
-        # Exact: no packed weight of 4 bits has fp32 scales below 2^-114, none of 8 bits below 2^-118.
-        multiple: tl.constexpr = 1 << (PLACE * FORMAT.bits % 16)
-        values, step = _integers(units, PLACE * FORMAT.bits, FORMAT), step * (1.0 / multiple)
+        values = _integers(units, PLACE * FORMAT.bits, FORMAT)
     elif FORMAT.bits == 4:
         values = _small_floats(units, PLACE * FORMAT.bits, FORMAT)
     else:
@@ -100,13 +98,13 @@ def _values(units, step, PLACE: tl.constexpr, FORMAT: tl.constexpr, FP8: tl.cons
 
 @triton.jit
 def _integers(units, SHIFT: tl.constexpr, FORMAT: tl.constexpr):
-    """Return the integers at bit SHIFT of the units, times 2^(SHIFT mod 16): within 16 bits they are not shifted."""
+    # Written into the mantissa beside 2^23, the sign bit flipped, and shifted down by a product, which is exact.
     shift: tl.constexpr = SHIFT % 16
     half: tl.constexpr = (1 << (FORMAT.bits - 1)) << shift if FORMAT.low < 0 else 0
     mask: tl.constexpr = ((1 << FORMAT.bits) - 1) << shift
-    # Written into the mantissa beside 2^23, the sign bit flipped.
-    beside = ((units >> (SHIFT - shift)) & mask) ^ (_BESIDE + half)
-    return from_bits(beside) - (8388608.0 + half)
+    beside = from_bits(((units >> (SHIFT - shift)) & mask) ^ (_BESIDE + half))
+    unit: tl.constexpr = 1.0 / (1 << shift)
+    return tl.fma(beside, unit, -(8388608.0 + half) * unit)
 
 
 @triton.jit
