@@ -30,7 +30,7 @@ _WIDE = 2**31 - 2**20  # elements from which offsets, some of which lie behind t
 
 def default_geometry(spec: QuantSpec, shape: Sequence[int], whole: bool = False) -> Geometry | None:
     """Return how the default launch cuts a tensor of `shape`; see `geometry`."""
-    return geometry(spec.granularity, shape, _CANDIDATES[0]["tile"], whole)
+    return geometry(spec.granularity, tuple(shape), _CANDIDATES[0]["tile"], whole)
 
 
 def start(
@@ -63,7 +63,7 @@ def start(
     device = next(t.device for t in tensors if t is not None)
 
     def run(launch: Launch) -> None:
-        cut = geometry(spec.granularity, shape, launch["tile"], whole)
+        cut = geometry(spec.granularity, tuple(shape), launch["tile"], whole)
         assert cut is not None  # noqa: S101 (the caller asked default_geometry)
         tile = tile_of(cut, launch["tile"], bits)
         view = view_of(cut, shape[0] if spec.is_stacked else 1, bits)

@@ -120,6 +120,15 @@ def test_chains(name: str) -> None:
     assert_same_bits(masked, reference.fake_quantize_backward(x, x, state, key), name)
 
 
+def test_gradients_of_another_dtype() -> None:
+    x, grad = normal(5, 48), normal(5, 48, dtype=torch.float32)
+    grad[0, 0], grad[1, 1] = torch.inf, torch.nan
+    state = state_of(x, NVFP4_STATIC)
+    known = [tensor.to(DEVICE) for tensor in state]
+    found = rounding.fake_quantize_backward(grad.to(DEVICE), x.to(DEVICE), known, NVFP4_STATIC.key)
+    assert_same_bits(found, reference.fake_quantize_backward(grad, x, state, NVFP4_STATIC.key), "fp32")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("spec", "shape", "block"),
