@@ -1,1 +1,1 @@
-"""Per-device implementations of the operators that `core.ops` declares; none ships yet, the reference runs."""
+"""Per-device implementations of the operators that `core.ops` declares."""

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from octavo.core import formats
 from octavo.core.errors import ShapeError
 from octavo.core.formats import QuantSpec, parse_chain
+from octavo.core.formats.hadamard import hadamard_transform
 from octavo.core.formats.spec import unstacked_chain
 from octavo.core.ops.calls import operand
 from octavo.core.ops.kernels import run
@@ -53,6 +54,13 @@ def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spe
             grad = grad * formats.in_range(x, tensors, stage)
         x = formats.fake_quantize(x, tensors, stage)
     return grad.clone(memory_format=torch.contiguous_format)
+
+
+def rotated_fake_quantize(
+    x: Tensor, block: int, state: Sequence[Tensor], spec: str, range_mask: bool = True
+) -> Tensor:
+    rotated = hadamard_transform(x.detach(), block).contiguous()
+    return operand(rotated, state, spec, range_mask)
 
 
 def fake_quantized_linear(
@@ -142,6 +150,7 @@ OPERATORS = (
     amax,
     fake_quantize,
     fake_quantize_backward,
+    rotated_fake_quantize,
     fake_quantized_linear,
     quantize,
     dequantize,

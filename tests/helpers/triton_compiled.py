@@ -48,6 +48,7 @@ def compiled(
     whole: bool = False,
     bits: int | None = None,
     wide: bool = False,
+    rotation: int = 1,
 ) -> Compiled:
     """Compile `kernel` with pointers to `tensors` for a matrix of `shape`; arguments as in `launch.start`."""
     from dataclasses import replace
@@ -59,6 +60,8 @@ def compiled(
         constants["FORMAT"] = number_format(spec)
     if bits is not None:
         constants["BITS"] = bits
+    if "LENGTH" in kernel.arg_names:
+        constants |= {"LENGTH": rotation, "STEPS": rotation.bit_length() - 1}
     return Compiled(_compile(kernel, tensors, constants, capability))
 
 

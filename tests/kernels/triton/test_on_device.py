@@ -1,4 +1,4 @@
-"""The kernels against the reference, bit for bit: on a CUDA device, or without one in Triton's interpreter.
+"""The kernels against the reference, bit for bit, and products against float64: on a CUDA device, or without one in Triton's interpreter.
 
 The interpreter is chosen when Triton is imported, so the tests of `on_device` run in processes of their own.
 """
@@ -17,9 +17,18 @@ pytest.importorskip("triton", reason="needs the package triton")
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("file", ["check_formats.py", "check_tensors.py"])
-def test_bit_for_bit(file: str) -> None:
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+@pytest.mark.parametrize(
+    "file",
+    [
+        "check_formats.py",
+        "check_tensors.py",
+        "check_products.py",
+        "check_expert_products.py",
+        "check_code_products.py",
+    ],
+)
+def test_on_device(file: str) -> None:
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OCTAVO_AUTOTUNE": "0"}
     if not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
     # The interpreter computes with numpy, which warns of the infinities that some of these tests are about.

@@ -26,6 +26,7 @@ from helpers.triton_cases import (
     poison_new_tensors,
 )
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, PerToken, QuantSpec, chain_key
+from octavo.core.formats.hadamard import hadamard_transform
 from octavo.core.ops import reference
 from octavo.kernels.triton import packing, rounding
 from octavo.kernels.triton.device.fake_quantize import fake_quantize_kernel
@@ -119,6 +120,51 @@ def test_chains(name: str) -> None:
     assert_same_bits(masked, reference.fake_quantize_backward(x, x, state, key), name)
 
 
+def test_gradients_of_another_dtype() -> None:
+    x, grad = normal(5, 48), normal(5, 48, dtype=torch.float32)
+    grad[0, 0], grad[1, 1] = torch.inf, torch.nan
+    state = state_of(x, NVFP4_STATIC)
+    known = [tensor.to(DEVICE) for tensor in state]
+    found = rounding.fake_quantize_backward(grad.to(DEVICE), x.to(DEVICE), known, NVFP4_STATIC.key)
+    assert_same_bits(found, reference.fake_quantize_backward(grad, x, state, NVFP4_STATIC.key), "fp32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("spec", "shape", "block"),
+    [
+        (QuantSpec("e4m3"), (3, 5, 64), 64),
+        (INT8_CHANNEL, (6, 96), 32),
+        (E4M3_TOKEN, (5, 96), 32),
+        (QuantSpec("int8", PerToken(), dynamic=True), (3, 2, 128), 128),
+        (NVFP4, (5, 128), 128),
+        (MXFP4, (7, 64), 16),
+        (NVFP4_STATIC, (1, 1024), 1024),
+        (QuantSpec("int4", PerBlock(((-1, 24),))), (4, 24), 8),
+    ],
+    ids=str,
+)
+def test_rotated_values(spec: QuantSpec, shape: tuple[int, ...], block: int, dtype: torch.dtype) -> None:
+    x = normal(*shape, dtype=dtype)
+    x[0, ..., 1] = 40.0
+    state = state_of(hadamard_transform(x, block), spec)
+    known = [tensor.to(DEVICE) for tensor in state]
+    found = rounding.rotated_fake_quantize(x.to(DEVICE), block, known, spec.key, True)
+    assert_same_bits(found, reference.rotated_fake_quantize(x, block, state, spec.key), f"{spec} {dtype}")
+
+
+def test_rotations_that_are_left_to_the_reference() -> None:
+    for spec, shape, block in [
+        (E4M3_SQUARE, (64, 64), 64),  # a program holds parts of rows
+        (QuantSpec("e4m3", dynamic=True), (256, 128), 128),  # the maximum is that of rotated values
+        (QuantSpec("int4", PerBlock(((-1, 24),)), dynamic=True), (4, 48), 16),
+        (INT8_CHANNEL, (2, 2048), 2048),
+    ]:
+        x = normal(*shape)
+        known = [tensor.to(DEVICE) for tensor in state_of(x, spec)]
+        assert rounding.rotated_fake_quantize(x.to(DEVICE), block, known, spec.key, True) is NotImplemented
+
+
 def test_what_is_left_to_the_reference() -> None:
     x = normal(4, 6).to(DEVICE)
     amax = torch.ones(4, device=DEVICE)
@@ -172,7 +218,7 @@ def test_memory_beside_the_tensors_is_neither_read_nor_written(
     values, result = Guarded(x, torch.nan), Guarded(torch.zeros_like(x), 7.0)
     known = dict(zip(spec.state, (Guarded(t, torch.nan).inside for t in state), strict=True))
     tensors = [values.inside, known.get("amax"), known.get("global_amax")]
-    start(fake_quantize_kernel, [result.inside, *tensors], spec, shape, whole=spec.dynamic)
+    start(fake_quantize_kernel, [result.inside, *tensors], spec, shape, whole=spec.dynamic, rotation=1)
     assert_same_bits(result.inside, reference.fake_quantize(x, state, spec.key), str(spec))
     result.assert_untouched()
 
