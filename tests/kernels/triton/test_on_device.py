@@ -1,4 +1,4 @@
-"""The kernels against the reference, bit for bit, and products against float64: on a CUDA device, or without one in Triton's interpreter.
+"""The kernels against the reference, bit for bit, products against float64: on a CUDA device, or in the interpreter.
 
 The interpreter is chosen when Triton is imported, so the tests of `on_device` run in processes of their own.
 """
