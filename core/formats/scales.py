@@ -67,7 +67,7 @@ def scales_from_amax(amax: Tensor, global_amax: Tensor | None, spec: QuantSpec) 
     if spec.arithmetic == "multiply":
         inverse = torch.where(is_zero, 1.0, _inverse(amax, spec))
         return Scales(1.0 / inverse, None, 1.0 / inverse, inverse)
-    step = torch.where(is_zero, 1.0, amax / largest)
+    step = torch.where(is_zero, 1.0, amax / _operand(largest, amax))
     return Scales(step, None, step, None)
 
 
@@ -86,7 +86,7 @@ def still_down(spec: QuantSpec) -> float:
 
 def _inverse(amax: Tensor, spec: QuantSpec) -> Tensor:
     # Integer and float kernels of the field round this factor differently; results are compared bit for bit.
-    largest = torch.tensor(spec.element_type.max, dtype=torch.float32, device=amax.device)
+    largest = _operand(spec.element_type.max, amax)
     return amax.reciprocal() * largest if spec.element_type.is_float else largest / amax
 
 
@@ -94,7 +94,12 @@ def global_scale_from_amax(global_amax: Tensor | None, spec: QuantSpec) -> Tenso
     """Return the fp32 second-level scale; 1 for a tensor of zeros."""
     assert global_amax is not None  # noqa: S101 (spec.state asks for it)
     assert spec.global_max is not None  # noqa: S101
-    return torch.where(global_amax < SMALLEST_AMAX, 1.0, global_amax / spec.global_max)
+    return torch.where(global_amax < SMALLEST_AMAX, 1.0, global_amax / _operand(spec.global_max, global_amax))
+
+
+def _operand(number: float, beside: Tensor) -> Tensor:
+    """Return `number` as a tensor: torch's CUDA kernels divide by plain numbers with an inexact reciprocal."""
+    return torch.tensor(number, dtype=torch.float32, device=beside.device)
 
 
 def decode_e8m0(stored: Tensor) -> Tensor:

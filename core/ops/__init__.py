@@ -11,6 +11,7 @@ from octavo.core.ops.calls import (
     packed_expert_linear,
     packed_linear,
     quantize,
+    rotated_fake_quantize,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "packed_expert_linear",
     "packed_linear",
     "quantize",
+    "rotated_fake_quantize",
 ]

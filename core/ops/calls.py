@@ -40,6 +40,21 @@ def operand(x: Tensor, state: Sequence[Tensor], spec_key: str, range_mask: bool 
     return fake_quantize(x, state, spec_key, range_mask) if spec_key != NOTHING else x
 
 
+def rotated_fake_quantize(
+    x: Tensor, block: int, state: Sequence[Tensor], spec_key: str, range_mask: bool = True
+) -> Tensor:
+    """Return `fake_quantize(hadamard_transform(x, block), …)`; see `formats.hadamard`.
+
+    Args:
+        x: Any float dtype, [..., length].
+        block: Length of the blocks that are transformed, a power of two that divides the last dim.
+        state: As in `fake_quantize`.
+        spec_key: As in `fake_quantize`.
+        range_mask: As in `fake_quantize`.
+    """
+    return cast(Tensor, torch.ops.octavo.rotated_fake_quantize(x, block, state, spec_key, range_mask))
+
+
 def fake_quantized_linear(
     x: Tensor,
     weight: Tensor,

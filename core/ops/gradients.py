@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import register_autograd
 
 from octavo.core.formats import parse_chain
+from octavo.core.formats.hadamard import hadamard_transform
 from octavo.core.ops.calls import operand
 from octavo.core.ops.schema import LIBRARY
 
@@ -53,6 +54,21 @@ def _fake_quantize_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grads = _state_grads(grad, x, state, ctx.spec, ctx.needs_input_grad[1])
     grad_x = masked(grad, x, state, ctx.spec) if ctx.has_mask and ctx.needs_input_grad[0] else grad
     return grad_x, grads, None, None
+
+
+def _setup_rotated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.block, state, ctx.spec, range_mask = inputs
+    ctx.num_state = len(state)
+    ctx.has_mask = has_mask(ctx.spec, range_mask)
+    ctx.save_for_backward(*((x, *state) if ctx.has_mask else ()))
+
+
+def _rotated_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    if ctx.has_mask:
+        x, *state = ctx.saved_tensors
+        grad = masked(grad, hadamard_transform(x, ctx.block), state, ctx.spec)
+    # The matrix is symmetric: its transpose, which gradients are multiplied with, is itself.
+    return hadamard_transform(grad, ctx.block), None, [None] * ctx.num_state, None, None
 
 
 def _setup_mask(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -117,4 +133,7 @@ register_autograd(
     "octavo::fake_quantize", _fake_quantize_backward, setup_context=_setup_fake_quantize, lib=LIBRARY
 )
 register_autograd("octavo::fake_quantize_backward", _mask_backward, setup_context=_setup_mask, lib=LIBRARY)
+register_autograd(
+    "octavo::rotated_fake_quantize", _rotated_backward, setup_context=_setup_rotated, lib=LIBRARY
+)
 register_autograd("octavo::fake_quantized_linear", _linear_backward, setup_context=_setup_linear, lib=LIBRARY)

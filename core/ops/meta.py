@@ -37,6 +37,13 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: boo
     return x.new_empty(x.shape)
 
 
+def rotated_fake_quantize(
+    x: Tensor, block: int, state: Sequence[Tensor], spec: str, range_mask: bool
+) -> Tensor:
+    _check_values(x, *state)
+    return x.new_empty(x.shape)
+
+
 def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> Tensor:
     _check_values(grad, x, *state)
     return grad.new_empty(grad.shape)
@@ -147,6 +154,7 @@ for _function in (
     fake_quantize,
     fake_quantize_backward,
     fake_quantize_state_backward,
+    rotated_fake_quantize,
     fake_quantized_linear,
     quantize,
     dequantize,

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from octavo.core import formats
 from octavo.core.formats import Quantized, QuantSpec, parse_chain
+from octavo.core.formats.hadamard import hadamard_transform
 from octavo.core.formats.spec import unstacked_chain
 from octavo.core.ops.calls import operand
 from octavo.core.ops.kernels import run
@@ -57,6 +58,13 @@ def fake_quantize_state_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor
         if stage.state:
             grad = grad * formats.in_range(before, tensors, stage)
     return [part.contiguous() for part in grads]
+
+
+def rotated_fake_quantize(
+    x: Tensor, block: int, state: Sequence[Tensor], spec: str, range_mask: bool = True
+) -> Tensor:
+    rotated = hadamard_transform(x.detach(), block).contiguous()
+    return operand(rotated, state, spec, range_mask)
 
 
 def fake_quantized_linear(
@@ -190,6 +198,7 @@ OPERATORS = (
     fake_quantize,
     fake_quantize_backward,
     fake_quantize_state_backward,
+    rotated_fake_quantize,
     fake_quantized_linear,
     quantize,
     dequantize,

@@ -21,6 +21,8 @@ SCHEMAS = (
     "fake_quantize_backward(Tensor grad, Tensor x, Tensor[] state, str spec) -> Tensor",
     # The gradients of the state of the same, in its order (see formats.state_gradients).
     "fake_quantize_state_backward(Tensor grad, Tensor x, Tensor[] state, str spec) -> Tensor[]",
+    # fake_quantize(hadamard_transform(x, block)); the gradient is rotated back.
+    "rotated_fake_quantize(Tensor x, int block, Tensor[] state, str spec, bool range_mask) -> Tensor",
     # linear(fake_quantize(x), fake_quantize(weight), bias) that saves x and weight for backward, not their
     # quantized copies. The three operands are cast to dtype, if given, just before the product.
     "fake_quantized_linear(Tensor x, Tensor weight, Tensor? bias, Tensor[] x_state, str x_spec, "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from octavo.core import ops
 from octavo.core.errors import ModeError
 from octavo.core.formats import QuantSpec
+from octavo.core.formats.hadamard import hadamard_block
 from octavo.core.quantizers.bias import Bias
 from octavo.core.quantizers.calibrator import MAX, Calibrator
 from octavo.core.quantizers.learned_amax import Estimator, Learning, clipped, shifted
@@ -175,6 +176,9 @@ class TensorQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the format, or as it is while disabled or collecting; rotated in any case."""
+        if self.rotation is not None and self.bias is None and self.is_active:
+            x = self._rotated_and_rounded(self.scaled(x), self.rotation)
+            return self.rotation.apply(x) if self.rotation.back else x
         x = self.observe(x)
         if self.bias is None or not self.is_active:
             x = self._rounded(x)
@@ -198,6 +202,10 @@ class TensorQuantizer(nn.Module):
 
     def _rounded(self, x: Tensor) -> Tensor:
         return ops.operand(x, self.active_state(), self.active_key, self.range_mask)
+
+    def _rotated_and_rounded(self, x: Tensor, rotation: Rotation) -> Tensor:
+        block = hadamard_block(x.shape[-1], rotation.block_size)
+        return ops.rotated_fake_quantize(x, block, self.active_state(), self.active_key, self.range_mask)
 
     def _bias_of(self, x: Tensor, bias: Bias) -> Tensor:
         if bias.dynamic:

@@ -58,13 +58,15 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None, expert: Tensor | No
             weight.payload.shape[-1],
             weight.scale_rows,
             weight.scale_columns,
+            PER_UNIT=weight.per_unit,
+            FP8=weight.converts_fp8,
             WEIGHT=WEIGHT_DTYPES[weight.dtype],
             **format_constants(weight.form, tile),
             **tile_constants(tile, weight.num_in),
             **_options(tile),
         )
 
-    variant = f"{weight.form} {weight.dtype} {x.dtype} experts={expert is not None}"
+    variant = f"{weight.form} {weight.dtype} {x.dtype} experts={expert is not None} {weight.per_unit}"
     return _run(x, weight.num_out, gemm_kernel, variant, launch)
 
 

@@ -11,10 +11,8 @@ from torch import Tensor
 from octavo.core.formats import parse_chain
 from octavo.core.ops.calls import NOTHING, operand
 from octavo.kernels.triton.gemm_formats import INTEGERS_ADD_UP_TO, multiplies_codes, weight_format
-from octavo.kernels.triton.gemm_weight import Weight, read_weight
+from octavo.kernels.triton.gemm_weight import Weight, has_fp8, read_weight
 from octavo.kernels.triton.support import DTYPES
-
-_FP8_CAPABILITY = (8, 9)
 
 
 def packed_linear(
@@ -113,8 +111,7 @@ def _code_dtype(x: Tensor, x_spec: str, weight_spec: str, used: torch.dtype) -> 
         return None
     if parse_chain(weight_spec)[0].element != "e4m3":
         return torch.int8 if x.shape[-1] < INTEGERS_ADD_UP_TO else None
-    has_fp8 = x.is_cuda and torch.cuda.get_device_capability(x.device) >= _FP8_CAPABILITY
-    return torch.float8_e4m3fn if has_fp8 and used != torch.float32 else None
+    return torch.float8_e4m3fn if has_fp8(x.device) and used != torch.float32 else None
 
 
 def _coded_rows(

@@ -13,6 +13,8 @@ from octavo.core.formats.packing import packed_length
 from octavo.core.formats.scales import SCALE_DTYPES
 from octavo.kernels.triton.gemm_formats import WeightFormat, weight_format
 
+_FP8_CAPABILITY = (8, 9)
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -20,7 +22,8 @@ class Weight:
 
     Attributes:
         form: Its format.
-        payload: uint8 [experts · out, bytes of a row], contiguous.
+        payload: Units of codes [experts · out, units of a row], contiguous: bytes (uint8), or words (int32), which
+            take fewer instructions.
         scale: fp32, or uint8 bits, contiguous.
         global_scale: fp32 [experts], or None.
         num_experts: 1 if it is not stacked.
@@ -37,6 +40,16 @@ class Weight:
     num_out: int
     num_in: int
     dtype: torch.dtype
+
+    @property
+    def per_unit(self) -> int:
+        """Codes in a unit of the payload."""
+        return 8 * self.payload.element_size() // self.form.numbers.bits
+
+    @property
+    def converts_fp8(self) -> bool:
+        """Whether its codes are e4m3 and the device converts them itself."""
+        return self.form.numbers.element == "e4m3" and has_fp8(self.payload.device)
 
     @property
     def scale_rows(self) -> int:
@@ -79,7 +92,7 @@ def read_weight(
     stored = scale.contiguous()
     return Weight(
         form,
-        payload.contiguous(),
+        _units(payload.contiguous(), form),
         stored if stored.dtype == torch.float32 else stored.view(torch.uint8),
         None if global_scale is None else global_scale.contiguous(),
         shape[0] if len(shape) == 3 else 1,
@@ -87,6 +100,18 @@ def read_weight(
         num_in,
         dtype,
     )
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Return whether a device has instructions for e4m3."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
+
+
+def _units(payload: Tensor, form: WeightFormat) -> Tensor:
+    """Return a contiguous payload as words where rows are whole ones, but for bytes that the device converts."""
+    is_whole = payload.numel() > 0 and payload.shape[-1] % 4 == 0 and payload.data_ptr() % 4 == 0
+    is_converted = form.numbers.element == "e4m3" and has_fp8(payload.device)
+    return payload.view(torch.int32) if is_whole and not is_converted else payload
 
 
 def _fits(part: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from octavo.core.formats import Granularity, PerBlock, PerChannel, PerTensor, PerToken
@@ -51,8 +52,9 @@ class Geometry:
         return self.outer * self.row_blocks * self.col_blocks
 
 
+@lru_cache(maxsize=4096)
 def geometry(
-    granularity: Granularity, shape: Sequence[int], tile: int, whole: bool = False
+    granularity: Granularity, shape: tuple[int, ...], tile: int, whole: bool = False
 ) -> Geometry | None:
     """Return how kernels cut a tensor of `shape`, which is not empty, or None where they cannot.
 

@@ -15,6 +15,7 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "amax": rounding.amax,
     "fake_quantize": rounding.fake_quantize,
     "fake_quantize_backward": rounding.fake_quantize_backward,
+    "rotated_fake_quantize": rounding.rotated_fake_quantize,
     "quantize": packing.quantize,
     "dequantize": packing.dequantize,
     "packed_linear": gemm_operators.packed_linear,

@@ -24,12 +24,13 @@ _CANDIDATES: Sequence[Launch] = (
     {"tile": 8192, "num_warps": 8},
 )
 _MANY_ELEMENTS = 8192  # of one block, for which four warps have too few registers
+_LONGEST_ROTATION = min(launch["tile"] for launch in _CANDIDATES)
 _WIDE = 2**31 - 2**20  # elements from which offsets, some of which lie behind the end, may not fit 32 bits
 
 
 def default_geometry(spec: QuantSpec, shape: Sequence[int], whole: bool = False) -> Geometry | None:
     """Return how the default launch cuts a tensor of `shape`; see `geometry`."""
-    return geometry(spec.granularity, shape, _CANDIDATES[0]["tile"], whole)
+    return geometry(spec.granularity, tuple(shape), _CANDIDATES[0]["tile"], whole)
 
 
 def start(
@@ -40,6 +41,7 @@ def start(
     whole: bool = False,
     with_format: bool = True,
     bits: int | None = None,
+    rotation: int | None = None,
 ) -> None:
     """Run `kernel` over a tensor of `shape` quantized as `spec`.
 
@@ -51,14 +53,17 @@ def start(
         whole: As in `geometry`.
         with_format: Whether it takes `FORMAT`.
         bits: Its `BITS`, and the width of codes in memory; None if it takes none.
+        rotation: Its `LENGTH`, of blocks that are transformed, 1 for none; None if it takes none.
     """
     constants: dict[str, Any] = {"FORMAT": number_format(spec)} if with_format else {}
     if bits is not None:
         constants["BITS"] = bits
+    if rotation is not None:
+        constants |= {"LENGTH": rotation, "STEPS": rotation.bit_length() - 1}
     device = next(t.device for t in tensors if t is not None)
 
     def run(launch: Launch) -> None:
-        cut = geometry(spec.granularity, shape, launch["tile"], whole)
+        cut = geometry(spec.granularity, tuple(shape), launch["tile"], whole)
         assert cut is not None  # noqa: S101 (the caller asked default_geometry)
         tile = tile_of(cut, launch["tile"], bits)
         view = view_of(cut, shape[0] if spec.is_stacked else 1, bits)
@@ -72,7 +77,7 @@ def start(
                 enable_fp_fusion=False,
             )
 
-    variant = f"{spec.key} {bits} {whole} {[t.dtype for t in tensors if t is not None]}"
+    variant = f"{spec.key} {bits} {whole} {rotation} {[t.dtype for t in tensors if t is not None]}"
     run(chosen(_CANDIDATES, lambda: problem(kernel, variant, shape, device), run))
 
 
@@ -97,6 +102,15 @@ def packs(cut: Geometry, shape: Sequence[int], bits: int) -> bool:
     """Return whether no byte of packed codes belongs to two blocks or two rows of the view."""
     whole_rows = cut.cols == shape[-1] or shape[-1] * bits % 8 == 0
     return whole_rows and (cut.block_cols * bits % 8 == 0 or cut.col_blocks == 1)
+
+
+def rotates(cut: Geometry, length: int) -> bool:
+    """Return whether the values that a program holds are whole blocks of `length`, one after the other in memory."""
+    if cut.block_rows > 1 or length > _LONGEST_ROTATION:
+        return False
+    aligned = cut.block_cols % length == 0 or (cut.col_blocks == 1 and cut.cols % length == 0)
+    padded = power_of_two(cut.block_cols)
+    return aligned or (padded == cut.block_cols and cut.cols % padded == 0)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

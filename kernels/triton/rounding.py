@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo.core.formats import QuantSpec, parse_chain
 from octavo.core.ops.reference import stages
-from octavo.kernels.triton.launch import default_geometry, start
+from octavo.kernels.triton.launch import default_geometry, rotates, start
 from octavo.kernels.triton.support import declined, takes, takes_state
 
 
@@ -44,16 +44,34 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: boo
     return x
 
 
-def fake_quantized(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Any:
-    """Return `formats.fake_quantize(x, state, spec)`, or NotImplemented; `support` takes `x` and `spec`."""
+def rotated_fake_quantize(x: Tensor, block: int, state: Sequence[Tensor], spec: str, range_mask: bool) -> Any:
+    """Compute `octavo::rotated_fake_quantize`."""
+    if not parse_chain(spec) or declined(spec) or not takes(x):
+        return NotImplemented
+    (first, tensors), *others = stages(state, spec)
+    x = fake_quantized(x, tensors, first, rotation=block)
+    for stage, tensors in others:
+        if x is not NotImplemented:
+            x = fake_quantized(x, tensors, stage)
+    return x
+
+
+def fake_quantized(x: Tensor, state: Sequence[Tensor], spec: QuantSpec, rotation: int = 1) -> Any:
+    """Return `formats.fake_quantize(x, state, spec)`, or NotImplemented; `support` takes `x` and `spec`.
+
+    `rotation` is the length of the blocks of `x` that are transformed first (`formats.hadamard`), 1 for none.
+    """
     from octavo.kernels.triton.device.fake_quantize import fake_quantize_kernel
 
     x = x.contiguous()
+    if rotation > 1 and not _rotates(x, spec, rotation):
+        return NotImplemented
     maxima = known_maxima(x, state, spec)
     if maxima is NotImplemented:
         return NotImplemented
     result = torch.empty_like(x)
-    start(fake_quantize_kernel, [result, x, *maxima[:2]], maxima[2], x.shape, whole=spec.dynamic)
+    tensors = [result, x, *maxima[:2]]
+    start(fake_quantize_kernel, tensors, maxima[2], x.shape, whole=spec.dynamic, rotation=rotation)
     return result
 
 
@@ -85,6 +103,12 @@ def _masked(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -
     result = torch.empty_like(grad)
     start(mask_gradient_kernel, [result, grad, x, *maxima[:2]], maxima[2], x.shape, whole=spec.dynamic)
     return result
+
+
+def _rotates(x: Tensor, spec: QuantSpec, length: int) -> bool:
+    """Return whether one program holds all that it needs to transform `x` and to round it."""
+    cut = default_geometry(spec, x.shape, whole=spec.dynamic)
+    return cut is not None and rotates(cut, length) and not (spec.dynamic and not cut.owns_scales)
 
 
 def known_maxima(x: Tensor, state: Sequence[Tensor], spec: QuantSpec) -> Any:

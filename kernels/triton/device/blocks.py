@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from octavo.kernels.triton.device.numbers import widened
 from octavo.kernels.triton.device.scales import in_steps, scales
 from octavo.kernels.triton.device.tile import elements_of, global_of, largest_of, scale_of
 
@@ -13,7 +14,7 @@ from octavo.kernels.triton.device.tile import elements_of, global_of, largest_of
 def values_of(x, block, exists, view, TILE: tl.constexpr):
     """Return the values, fp32 [blocks, rows, cols], 0 where there are none, with their offsets and which there are."""
     offsets, is_there = elements_of(block, exists, view, TILE)
-    return tl.load(x + offsets, mask=is_there, other=0.0).to(tl.float32), offsets, is_there
+    return widened(tl.load(x + offsets, mask=is_there, other=0.0)), offsets, is_there
 
 
 @triton.jit

@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.device.gemm_tiles import (
-    byte_tile,
     multiply_add,
     step_tile,
     store_tile,
     tile_of,
+    unit_tile,
     weight_tile,
 )
 
@@ -36,12 +36,14 @@ def gemm_kernel(
     num_in,
     split_in,
     x_stride,
-    row_bytes,
+    row_units,
     scale_rows,
     scale_columns,
     FORMAT: tl.constexpr,
     ROWS_PER_SCALE: tl.constexpr,
     COLUMNS_PER_SCALE: tl.constexpr,
+    PER_UNIT: tl.constexpr,
+    FP8: tl.constexpr,
     WEIGHT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -53,8 +55,9 @@ def gemm_kernel(
 
     A split sums the products of `split_in` columns; the first one adds the bias. With `order`, tile i of rows is
     order[block_first[i]:block_end[i]], which have the weight block_expert[i] of stacked ones. The values of weights
-    are rounded to the dtype WEIGHT, then to that of `x`. GROUP columns of a tile share a scale; EVEN_IN says that
-    tiles of BLOCK_IN columns cover the weight without a rest.
+    are rounded to the dtype WEIGHT, then to that of `x`. Units of `payload` hold PER_UNIT codes; with FP8 the device
+    converts e4m3. GROUP columns of a tile share a scale; EVEN_IN says that tiles of BLOCK_IN columns cover the weight
+    without a rest.
     """
     row_block, n, inside = tile_of(row_blocks, num_out, BLOCK_OUT)
     if order is not None:
@@ -82,9 +85,8 @@ def gemm_kernel(
         steps = step_tile(
             stored, factor, scale_row, inside, column, num_in, scale_columns, FORMAT, COLUMNS_PER_SCALE
         )
-        per_byte: tl.constexpr = 8 // FORMAT.bits
-        codes = byte_tile(payload, weight_row, inside, start // per_byte, row_bytes, BLOCK_IN // per_byte)
-        weight = weight_tile(codes, steps, FORMAT, WEIGHT, x.dtype.element_ty)
+        units = unit_tile(payload, weight_row, inside, start // PER_UNIT, row_units, BLOCK_IN // PER_UNIT)
+        weight = weight_tile(units, steps, FORMAT, PER_UNIT, FP8, (WEIGHT, x.dtype.element_ty))
         if not EVEN_IN:  # a scale may be infinite, which times the codes beyond the end is NaN
             weight = tl.where((k < num_in)[None, :], weight, 0.0)
         acc = multiply_add(x_tile, weight, acc)

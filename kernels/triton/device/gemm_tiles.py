@@ -11,23 +11,27 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.device.grid import decode
-from octavo.kernels.triton.device.numbers import INTERPRETED, from_bits, rounded
+from octavo.kernels.triton.device.numbers import INTERPRETED, from_bits, rounded, widened
 from octavo.kernels.triton.device.scales import stored_step
 
 _BESIDE = tl.constexpr(0x4B000000)  # the bits of 2^23, beside which fp32 numbers are 1 apart
+_SIGN = tl.constexpr(-0x80000000)
 
 
 @triton.jit
-def byte_tile(payload, row, inside, start, row_bytes, length: tl.constexpr):
-    """Return int32 [out, length]: bytes of weight rows `row` (int64) from byte `start` on, 0 past their end."""
-    place = start + tl.arange(0, length)
-    mask = inside[:, None] & (place < row_bytes)[None, :]
-    return tl.load(payload + row[:, None] * row_bytes + place[None, :], mask=mask, other=0).to(tl.int32)
+def unit_tile(payload, row, inside, start, row_units, LENGTH: tl.constexpr):
+    """Return int32 [out, LENGTH]: units of weight rows `row` (int64) from number `start` on, 0 past their end.
+
+    A unit is what `payload` points to: a byte, or a word of four of them.
+    """
+    place = start + tl.arange(0, LENGTH)
+    mask = inside[:, None] & (place < row_units)[None, :]
+    return tl.load(payload + row[:, None] * row_units + place[None, :], mask=mask, other=0).to(tl.int32)
 
 
 @triton.jit
 def step_tile(
-    scale,
+    stored,
     factor,
     row,
     inside,
@@ -43,33 +47,74 @@ def step_tile(
     """
     where = column // COLUMNS_PER_SCALE if COLUMNS_PER_SCALE > 0 else column * 0
     mask = inside[:, None] & (column < num_in)[None, :]
-    stored = tl.load(scale + row[:, None] * scale_columns + where[None, :], mask=mask, other=0)
-    return stored_step(stored, factor, FORMAT)
+    codes = tl.load(stored + row[:, None] * scale_columns + where[None, :], mask=mask, other=0)
+    return stored_step(codes, factor, FORMAT)
 
 
 @triton.jit
-def weight_tile(codes, steps, FORMAT: tl.constexpr, WEIGHT: tl.constexpr, DTYPE: tl.constexpr):
-    """Return values [out, in] of codes [out, bytes], rounded to the dtype WEIGHT and then to DTYPE."""
-    groups: tl.constexpr = (steps.shape[0], steps.shape[1], codes.shape[1] // steps.shape[1])
-    columns: tl.constexpr = (codes.shape[0], codes.shape[1] * 8 // FORMAT.bits)
-    grouped = tl.reshape(codes, groups)
-    if FORMAT.bits == 4:
-        even = _values(grouped & 15, steps, FORMAT, WEIGHT, DTYPE)
-        values = tl.join(even, _values(grouped >> 4, steps, FORMAT, WEIGHT, DTYPE))
+def weight_tile(
+    units, steps, FORMAT: tl.constexpr, PER_UNIT: tl.constexpr, FP8: tl.constexpr, DTYPES: tl.constexpr
+):
+    """Return values [out, in] of units [out, units] of PER_UNIT codes, rounded to each of DTYPES in turn.
+
+    FP8 says that the device converts e4m3 itself.
+    """
+    groups: tl.constexpr = (steps.shape[0], steps.shape[1], units.shape[1] // steps.shape[1])
+    grouped, step = tl.reshape(units, groups), steps[:, :, None]
+    # The last dim that is joined counts neighbours: code 4a + 2b + c of a unit comes to [a, b, c].
+    if PER_UNIT == 1:
+        values = _values(grouped, step, 0, FORMAT, FP8, DTYPES)
+    elif PER_UNIT == 2:
+        values = _pair(grouped, step, 0, 1, FORMAT, DTYPES)
+    elif PER_UNIT == 4:
+        even = _pair(grouped, step, 0, 2, FORMAT, DTYPES)
+        values = tl.join(even, _pair(grouped, step, 1, 3, FORMAT, DTYPES))
     else:
-        values = _values(grouped, steps, FORMAT, WEIGHT, DTYPE)
-    return tl.reshape(values, columns)
+        even = tl.join(_pair(grouped, step, 0, 4, FORMAT, DTYPES), _pair(grouped, step, 2, 6, FORMAT, DTYPES))
+        odd = tl.join(_pair(grouped, step, 1, 5, FORMAT, DTYPES), _pair(grouped, step, 3, 7, FORMAT, DTYPES))
+        values = tl.join(even, odd)
+    return tl.reshape(values, (units.shape[0], units.shape[1] * PER_UNIT))
 
 
 @triton.jit
-def _values(codes, steps, FORMAT: tl.constexpr, WEIGHT: tl.constexpr, DTYPE: tl.constexpr):
-    if FORMAT.is_float:
-        values = decode(codes, FORMAT)
+def _pair(units, step, FIRST: tl.constexpr, SECOND: tl.constexpr, FORMAT: tl.constexpr, DTYPES: tl.constexpr):
+    first = _values(units, step, FIRST, FORMAT, False, DTYPES)
+    return tl.join(first, _values(units, step, SECOND, FORMAT, False, DTYPES))
+
+
+@triton.jit
+def _values(units, step, PLACE: tl.constexpr, FORMAT: tl.constexpr, FP8: tl.constexpr, DTYPES: tl.constexpr):
+    """Return the values of code number PLACE of each unit, in few instructions: they are what a product waits for."""
+    if FP8:
+        values = units.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    elif not FORMAT.is_float:
+        values = _integers(units, PLACE * FORMAT.bits, FORMAT)
+    elif FORMAT.bits == 4:
+        values = _small_floats(units, PLACE * FORMAT.bits, FORMAT)
     else:
-        # Written into the mantissa beside 2^23, sign bit flipped: conversions of integers are slower.
-        half: tl.constexpr = (1 << (FORMAT.bits - 1)) if FORMAT.low < 0 else 0
-        values = from_bits(codes ^ (_BESIDE + half)) - (8388608.0 + half)
-    return rounded(values * steps[:, :, None], WEIGHT).to(DTYPE)
+        values = decode((units >> (PLACE * FORMAT.bits)) & 0xFF, FORMAT)
+    return rounded(values * step, DTYPES[0]).to(DTYPES[1])
+
+
+@triton.jit
+def _integers(units, SHIFT: tl.constexpr, FORMAT: tl.constexpr):
+    # Written into the mantissa beside 2^23, the sign bit flipped, and shifted down by a product, which is exact.
+    shift: tl.constexpr = SHIFT % 16
+    half: tl.constexpr = (1 << (FORMAT.bits - 1)) << shift if FORMAT.low < 0 else 0
+    mask: tl.constexpr = ((1 << FORMAT.bits) - 1) << shift
+    beside = from_bits(((units >> (SHIFT - shift)) & mask) ^ (_BESIDE + half))
+    unit: tl.constexpr = 1.0 / (1 << shift)
+    return tl.fma(beside, unit, -(8388608.0 + half) * unit)
+
+
+@triton.jit
+def _small_floats(units, SHIFT: tl.constexpr, FORMAT: tl.constexpr):
+    # Exponent and mantissa are moved to where an fp32 number has them.
+    up: tl.constexpr = 23 - FORMAT.mantissa - SHIFT
+    moved = units << up if up >= 0 else units >> -up
+    magnitude: tl.constexpr = ((1 << (FORMAT.bits - 1)) - 1) << (23 - FORMAT.mantissa)
+    sign = (units << (32 - FORMAT.bits - SHIFT)) & _SIGN
+    return from_bits(sign | (moved & magnitude)) * FORMAT.unit
 
 
 @triton.jit
@@ -81,7 +126,7 @@ def multiply_add(x, weight, acc):
     if acc.dtype == tl.int32:
         acc = tl.dot(x, tl.trans(weight), acc, out_dtype=tl.int32)
     elif INTERPRETED:  # which multiplies the bits of bf16 and FP8 as integers
-        acc = tl.dot(x.to(tl.float32), tl.trans(weight.to(tl.float32)), acc)
+        acc = tl.dot(widened(x), tl.trans(widened(weight)), acc)
     elif x.dtype == tl.float8e4nv:
         acc = tl.dot(x, tl.trans(weight), acc, max_num_imprecise_acc=128)
     else:

@@ -29,6 +29,17 @@ def with_sign(magnitude, x):
 
 
 @triton.jit
+def widened(x):
+    """Return numbers of a floating-point dtype as fp32."""
+    if x.dtype == tl.bfloat16 and INTERPRETED:
+        # The interpreter makes subnormal numbers zero.
+        result = from_bits(x.to(tl.int16, bitcast=True).to(tl.int32) << 16)
+    else:
+        result = x.to(tl.float32)
+    return result
+
+
+@triton.jit
 def rounded(x, dtype: tl.constexpr):
     """Return fp32 numbers in `dtype`, rounded to nearest, ties to even."""
     if dtype == tl.bfloat16 and INTERPRETED:

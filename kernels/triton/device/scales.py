@@ -7,7 +7,7 @@ import triton.language as tl
 
 from octavo.core.formats import scales as reference
 from octavo.kernels.triton.device.grid import decode_float, encode_float, nearest_float
-from octavo.kernels.triton.device.numbers import bits_of, from_bits, rounded
+from octavo.kernels.triton.device.numbers import bits_of, from_bits, rounded, widened
 
 _SMALLEST_AMAX = tl.constexpr(reference.SMALLEST_AMAX)
 _E4M3_MAX = tl.constexpr(reference.E4M3_MAX)
@@ -110,5 +110,5 @@ def in_steps(x, step, inverse, FORMAT: tl.constexpr, dtype: tl.constexpr):
         else:
             steps = tl.div_rn(x, tl.broadcast_to(step, x.shape))
         if FORMAT.is_native:
-            steps = rounded(steps, dtype).to(tl.float32)
+            steps = widened(rounded(steps, dtype))
     return steps

@@ -21,6 +21,7 @@ def test_the_package_declares_them() -> None:
         "octavo.exporters.compressed_tensors.plugin",
         "octavo.exporters.tensorrt_llm.plugin",
         "octavo.exporters.foreign.plugin",
+        "octavo.kernels.triton.plugin",
     )
 
 
@@ -33,6 +34,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
         ("compressed_tensors", None),
         ("tensorrt_llm", None),
         ("foreign", None),
+        ("triton", None),
     ]
     assert [status.info for status in found] == [
         PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
@@ -42,6 +44,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
         ),
         PluginInfo("tensorrt_llm", "TensorRT-LLM checkpoints, divided over ranks", ()),
         PluginInfo("foreign", "Reads checkpoints of AutoAWQ and GPTQ", ()),
+        PluginInfo("triton", "Kernels for NVIDIA devices, in Triton", ("triton",)),
     ]
 
 

@@ -49,5 +49,6 @@ def test_they_are_listed_where_their_framework_cannot_be_imported(tmp_path: Path
         "compressed_tensors": None,
         "tensorrt_llm": None,
         "foreign": None,
+        "triton": None,
     }
     assert rows["huggingface"]["requires"] == ["transformers"]

@@ -81,14 +81,16 @@ def compiled_product(spec: QuantSpec, capability: int, sizes: tuple[int, int, in
     tile = tiles(*sizes, bits=32 if dtype == "fp32" else 16)[0]
     types = dict.fromkeys(("x", "bias"), f"*{dtype}")
     types["out"] = "*fp32" if tile["splits"] > 1 else f"*{dtype}"
+    bits, fp8 = spec.element_type.bits, spec.element == "e4m3" and capability >= 89
     types |= {
-        "payload": "*u8",
+        "payload": "*u8" if fp8 else "*i32",
         "stored": "*fp32" if spec.scale == "float32" else "*u8",
         "global_scale": "*fp32",
     }
     types |= dict.fromkeys(("order", "block_expert", "block_first", "block_end"), "*i64")
     weight = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-    constant = {**constants(spec, tile, options.get("even", True)), "WEIGHT": weight}
+    constant = {**constants(spec, tile, options.get("even", True)), "WEIGHT": weight, "FP8": fp8}
+    constant["PER_UNIT"] = 1 if fp8 else 32 // bits
     absent = [] if options.get("experts") else ["order", "block_expert", "block_first", "block_end"]
     absent += [] if spec.global_max else ["global_scale"]
     constant |= dict.fromkeys(absent)
