@@ -23,6 +23,7 @@ from octavo.core.formats.scales import step_from_stored
 from octavo.core.ops.stages import check_stored, stages
 from octavo.kernels.cpu.layout import CLayout, Layout, layout_of
 from octavo.kernels.cpu.library import library
+from octavo.kernels.cpu.memory import empty
 from octavo.kernels.cpu.scaling import CScaling, Scaling, scaling_of
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -86,7 +87,7 @@ def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor] | No
         return NotImplemented
     ((only, tensors, layout),) = chain
     x = x.contiguous()
-    codes = torch.empty(x.shape, dtype=torch.uint8)
+    codes = empty(x.shape, torch.uint8)
     scaling = _scaling(x, tensors, only, layout, only.granularity.scale_shape(x.shape))
     _run("quantize", layout.compiled, scaling.compiled, DTYPES[x.dtype], x.data_ptr(), codes.data_ptr())
     assert scaling.stored is not None  # noqa: S101 (a shape was given)
@@ -113,7 +114,7 @@ def dequantize(
         return NotImplemented
     codes = _unpacked(payload.contiguous(), only.element_type.bits, shape)
     steps = step_from_stored(scale, global_scale, only).contiguous()
-    result = torch.empty(tuple(shape), dtype=dtype)
+    result = empty(shape, dtype)
     pointers = codes.data_ptr(), _values(only.element).data_ptr(), steps.data_ptr()
     _run("dequantize", layout.compiled, *pointers, DTYPES[dtype], result.data_ptr())
     return result
@@ -155,7 +156,7 @@ def _amax(x: Tensor, spec: QuantSpec, layout: Layout) -> Tensor:
 
 
 def _fake_quantize(x: Tensor, tensors: Sequence[Tensor], spec: QuantSpec, layout: Layout) -> Tensor:
-    result = torch.empty_like(x)
+    result = empty(x.shape, x.dtype)
     scaling = _scaling(x, tensors, spec, layout)
     pointers = x.data_ptr(), result.data_ptr()
     _run("fake_quantize", layout.compiled, scaling.compiled, DTYPES[x.dtype], *pointers)
@@ -163,7 +164,7 @@ def _fake_quantize(x: Tensor, tensors: Sequence[Tensor], spec: QuantSpec, layout
 
 
 def _masked(grad: Tensor, x: Tensor, tensors: Sequence[Tensor], spec: QuantSpec, layout: Layout) -> Tensor:
-    result = torch.empty_like(grad)
+    result = empty(grad.shape, grad.dtype)
     scaling = _scaling(x, tensors, spec, layout)
     pointers = x.data_ptr(), grad.data_ptr(), result.data_ptr()
     _run("mask_gradient", layout.compiled, scaling.compiled, DTYPES[x.dtype], *pointers)
@@ -188,7 +189,7 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes
     columns = codes.shape[-1]
-    result = torch.empty((*codes.shape[:-1], packed_length(columns, bits)), dtype=torch.uint8)
+    result = empty((*codes.shape[:-1], packed_length(columns, bits)), torch.uint8)
     _run("pack", codes.data_ptr(), math.prod(codes.shape[:-1]), columns, bits, result.data_ptr())
     return result
 
@@ -196,7 +197,7 @@ def _packed(codes: Tensor, bits: int) -> Tensor:
 def _unpacked(payload: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     if bits == 8:
         return payload
-    result = torch.empty(tuple(shape), dtype=torch.uint8)
+    result = empty(shape, torch.uint8)
     _run("unpack", payload.data_ptr(), math.prod(shape[:-1]), shape[-1], bits, result.data_ptr())
     return result
 
