@@ -44,13 +44,13 @@ def awkward(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
     """Return values of very different sizes with zeros of both signs, infinities, NaN, ties and whole rows of zeros."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator) * torch.exp2(
-        torch.randint(-20, 8, shape[:-1] + (1,), generator=generator)
+        torch.randint(-20, 8, (*shape[:-1], 1), generator=generator)
     )
     x = torch.where(torch.rand(shape, generator=generator) < 0.2, (x * 4).round() / 4, x)
     kind = torch.randint(0, 1000, shape, generator=generator)
     for number, value in enumerate((0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-42, -1e-39, 6e4)):
         x = torch.where(kind == number, torch.tensor(value), x)
-    zero_rows = torch.rand(shape[:-1] + (1,), generator=generator) < 0.1
+    zero_rows = torch.rand((*shape[:-1], 1), generator=generator) < 0.1
     return torch.where(zero_rows, 0.0, x).to(dtype)
 
 
