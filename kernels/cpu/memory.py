@@ -17,7 +17,7 @@ _FRESH_BYTES = 2**22
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return an uninitialized contiguous tensor; a large one lies in large pages where the system has them."""
-    result = torch.empty(tuple(shape), dtype=dtype)
+    result = torch.empty(tuple(shape), dtype=dtype, device="cpu")
     if result.nbytes >= _FRESH_BYTES:
         _prefer_large_pages()(result.data_ptr(), result.nbytes)
     return result

@@ -153,3 +153,18 @@ def test_poisoned_memory_shows_nowhere() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(map(torch.equal, found, (expected, expected)))
+
+
+def test_defaults_of_torch_change_nothing() -> None:
+    spec = QuantSpec("e2m1", BLOCKS_OF_16, "e4m3", 2688.0)
+    x = awkward((9, 80), 0, torch.float32)
+    state = state_for(x, spec, 0)
+    expected = with_reference(lambda: ops.quantize(x, state, spec))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = ops.quantize(x, state, spec)
+            assert same(torch.ops.octavo.amax(x, spec.key), with_reference(lambda: ops.amax(x, spec)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(same, found, expected))
