@@ -20,6 +20,8 @@ OF_EXPERTS = "NVFP4_EXPERTS_ONLY_CFG"
 NO_PLACE = "OCTAVO_INT3_CFG"  # only saved: no checkpoint of this dialect holds three bits
 # What training decides takes minutes; learned rounding runs the same operators, in the other presets' formats.
 SLOW = {NO_PLACE: "max"}
+TELL_TIMES = ("report.json", "report.html", "octavo_modes.json")
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hidden_layers": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -32,19 +34,23 @@ def _one_thread() -> Iterator[None]:
 
 
 def hashes(name: str, directory: Path) -> dict[str, str]:
-    """Quantize and export a small model; return SHA-256 of each file but the report, which holds times."""
+    """Quantize and export a small model; return SHA-256 of each file that tells no times."""
     config = (
         octavo.merge_configs("FP8_DEFAULT_CFG", name) if name in kv_preset_names() else octavo.preset(name)
     )
     if name in SLOW:
         config = {**config, "algorithm": SLOW[name]}
-    model = tiny_model("qwen3_moe") if name == OF_EXPERTS else tiny_llama(torch.bfloat16, num_hidden_layers=1)
+    model = (
+        tiny_model("qwen3_moe", **EXPERTS)
+        if name == OF_EXPERTS
+        else tiny_llama(torch.bfloat16, num_hidden_layers=1)
+    )
     octavo.quantize(model, config, token_batches(), quiet=True)
     if name == NO_PLACE:
         octavo.save(model, directory)
     else:
         octavo.export_hf_checkpoint(model, export_dir=directory, quiet=True)
-    files = [path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("report.")]
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name not in TELL_TIMES]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
