@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from types import NotImplementedType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ from octavo.kernels.cpu.layout import layout_of
 from octavo.kernels.cpu.memory import empty
 
 
-def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor] | NotImplementedType:
-    """Compute `octavo::quantize`."""
+def quantize(x: Tensor, state: Sequence[Tensor], spec: str) -> Any:
+    """Compute `octavo::quantize`, or return `NotImplemented`."""
     chain = chain_of(x, state, spec)
     if chain is None:
         return NotImplemented
@@ -44,8 +44,8 @@ def dequantize(
     spec: str,
     shape: Sequence[int],
     dtype: torch.dtype,
-) -> Tensor | NotImplementedType:
-    """Compute `octavo::dequantize`."""
+) -> Any:
+    """Compute `octavo::dequantize`, or return `NotImplemented`."""
     (only,) = parse_chain(spec)
     check_stored(payload, scale, global_scale, only)
     if dtype not in DTYPES or 0 in shape or not shape:

@@ -6,7 +6,7 @@ Bit for bit the reference, except for the bits of a NaN. What has no elements, n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import NotImplementedType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +19,15 @@ from octavo.kernels.cpu.memory import empty
 from octavo.kernels.cpu.scaling import Scaling, scaling_of
 
 
-def amax(x: Tensor, spec: str) -> Tensor | NotImplementedType:
-    """Compute `octavo::amax`."""
+def amax(x: Tensor, spec: str) -> Any:
+    """Compute `octavo::amax`, or return `NotImplemented`."""
     (only,) = parse_chain(spec)
     layout = _layout(x, only)
     return NotImplemented if layout is None else _amax(x.contiguous(), only, layout)
 
 
-def fake_quantize(
-    x: Tensor, state: Sequence[Tensor], spec: str, range_mask: bool = True
-) -> Tensor | NotImplementedType:
-    """Compute `octavo::fake_quantize`."""
+def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: bool = True) -> Any:
+    """Compute `octavo::fake_quantize`, or return `NotImplemented`."""
     chain = chain_of(x, state, spec)
     if chain is None:
         return NotImplemented
@@ -39,10 +37,8 @@ def fake_quantize(
     return result
 
 
-def fake_quantize_backward(
-    grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str
-) -> Tensor | NotImplementedType:
-    """Compute `octavo::fake_quantize_backward`."""
+def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> Any:
+    """Compute `octavo::fake_quantize_backward`, or return `NotImplemented`."""
     chain = chain_of(x, state, spec)
     if chain is None or grad.dtype != x.dtype or grad.shape != x.shape:
         return NotImplemented
