@@ -28,7 +28,9 @@ def stages(x: Tensor, state: Sequence[Tensor], spec: str) -> list[tuple[QuantSpe
             f"({', '.join(names) or 'none'}), found {len(state)}"
         )
     rest = iter(state)
-    found = [(stage, [next(rest) for _ in stage.state]) for stage in chain]
+    found: list[tuple[QuantSpec, Sequence[Tensor]]] = [
+        (stage, [next(rest) for _ in stage.state]) for stage in chain
+    ]
     for stage, tensors in found:
         for name, tensor in zip(stage.state, tensors, strict=True):
             _check(x, name, tensor, stage)

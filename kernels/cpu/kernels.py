@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from octavo.kernels.cpu import elementwise, packed_product
+from octavo.kernels.cpu import packed_product
+from octavo.kernels.cpu.codes import dequantize, quantize
+from octavo.kernels.cpu.elementwise import amax, fake_quantize, fake_quantize_backward
 from octavo.kernels.cpu.library import library
+
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (amax, fake_quantize, fake_quantize_backward, quantize, dequantize)
+}
 
 
 class CpuKernels:
@@ -21,7 +28,7 @@ class CpuKernels:
 
     def operators(self) -> Mapping[str, Callable[..., Any]]:
         """Return a function for each operator that is compiled."""
-        return {**elementwise.OPERATORS, **packed_product.OPERATORS}
+        return {**_OPERATORS, **packed_product.OPERATORS}
 
     def declines(self, operator: str, spec: str) -> str | None:
         """Return why `operator` is left to the reference for `spec`, or None."""
