@@ -123,7 +123,9 @@ def _each(weight: Quantized, change: Callable[[Tensor], Tensor]) -> Quantized:
 
 
 def _few_rows(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
-    padded = pad(x.float(), (0, -x.shape[1] % _LANES)).contiguous()
+    padded = x.float().contiguous()
+    if x.shape[1] % _LANES:
+        padded = pad(padded, (0, -x.shape[1] % _LANES))
     offset = None if bias is None else bias.float()
     result = padded.new_empty(x.shape[0], weight.out_features)
     _functions().product(
