@@ -18,7 +18,7 @@ from octavo.core.formats.granularity import (
 )
 
 MAX_DIMS = 8
-PIECE = 8192  # elements, of layout.h
+PIECE, SET = 8192, 65536  # elements, of layout.h
 
 
 class CLayout(ctypes.Structure):
@@ -64,7 +64,7 @@ def layout_of(granularity: Granularity, shape: tuple[int, ...]) -> Layout | None
     compiled = CLayout(len(merged))
     for d, (length, block) in enumerate(merged):
         compiled.lengths[d], compiled.blocks[d] = length, block
-    fits_cache = merged[-1][1] <= PIECE and math.prod(block for _, block in merged) <= 4 * PIECE
+    fits_cache = merged[-1][1] <= PIECE and math.prod(block for _, block in merged) <= SET
     return Layout(compiled, num_scales, shape[0] if is_stack else 1, fits_cache)
 
 

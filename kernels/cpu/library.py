@@ -32,8 +32,12 @@ class Library:
 
     def function(self, name: str, argtypes: Sequence[Any]) -> Callable[..., None]:
         """Return the function `name`, declared by OCTAVO_EXPORT, for this machine's instruction set."""
+        return self.shared_function(f"{name}_{self.isa}", argtypes)
+
+    def shared_function(self, name: str, argtypes: Sequence[Any]) -> Callable[..., None]:
+        """Return a function that is compiled once for all instruction sets."""
         assert self.handle is not None  # noqa: S101 (asked for where nothing is missing)
-        found = getattr(self.handle, f"{name}_{self.isa}")
+        found = getattr(self.handle, name)
         found.argtypes, found.restype = list(argtypes), None
         return found  # type: ignore[no-any-return]
 

@@ -13,6 +13,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.formats.scales import SCALE_DTYPES, global_scale_from_amax
 from octavo.kernels.cpu.format import CFormat, format_of
 from octavo.kernels.cpu.layout import Layout
+from octavo.kernels.cpu.memory import empty
 
 
 class CScaling(ctypes.Structure):
@@ -60,10 +61,8 @@ def scaling_of(
         stored_shape: The shape of the scales, where they are to be stored.
     """
     global_scale = None if global_amax is None else global_scale_from_amax(global_amax, spec).contiguous()
-    stored = (
-        None if stored_shape is None else torch.empty(tuple(stored_shape), dtype=SCALE_DTYPES[spec.scale])
-    )
-    factors = None if amax is None else torch.empty(3 * layout.num_scales)
+    stored = None if stored_shape is None else empty(stored_shape, SCALE_DTYPES[spec.scale])
+    factors = None if amax is None else empty((3 * layout.num_scales,), torch.float32)
     amax = None if amax is None else amax.contiguous()
     global_amax = None if global_amax is None else global_amax.contiguous()
     num_globals = 1 if global_amax is None else layout.num_stacked

@@ -37,8 +37,8 @@ __attribute__((noinline)) void compute_scales(const Scaling& s, const float* ama
     for (int64_t i = 0; i < count; i += WIDTH) {
         int64_t some = count - i < WIDTH ? count - i : WIDTH;
         Scales scales = scales_of(read<Floats>(amax + i, some), f, global_scale, global_amax);
-        write(to.step + i, scales.factors.step, some);
-        write(to.inverse + i, scales.factors.inverse, some);
+        write(to.step + i, quiet(scales.factors.step), some);
+        write(to.inverse + i, quiet(scales.factors.inverse), some);
         write(to.covered + i, scales.factors.covered, some);
         if (s.stored == nullptr) continue;
         if (f.scale == FLOAT32) {
@@ -49,28 +49,32 @@ __attribute__((noinline)) void compute_scales(const Scaling& s, const float* ama
     }
 }
 
-inline Factors factors_at(FactorArrays from, int64_t i, int64_t count) {
+inline Factors factors_of_each(FactorArrays from, int64_t i, int64_t count) {
     return {read<Floats>(from.step + i, count), read<Floats>(from.inverse + i, count),
             read<Floats>(from.covered + i, count)};
+}
+
+inline Factors factors_of_one(FactorArrays from, int64_t j) {
+    return {all(from.step[j]), all(from.inverse[j]), all(from.covered[j])};
 }
 
 // Calls body(index, count, factors) for WIDTH elements of a piece at once, and for what is left of a block.
 template <class Body>
 inline void over_elements(int64_t count, int64_t block, FactorArrays from, Body body) {
-    auto rest = [body](int64_t i, int64_t some, const Factors& factors) __attribute__((noinline)) {
-        body(i, some, factors);
+    auto rest = [=](int64_t i, int64_t some, int64_t j) __attribute__((noinline)) {
+        body(i, some, block == 1 ? factors_of_each(from, i, some) : factors_of_one(from, j));
     };
     if (block == 1) {
         int64_t i = 0;
-        for (; i + WIDTH <= count; i += WIDTH) body(i, WIDTH, factors_at(from, i, WIDTH));
-        if (i < count) rest(i, count - i, factors_at(from, i, count - i));
+        for (; i + WIDTH <= count; i += WIDTH) body(i, WIDTH, factors_of_each(from, i, WIDTH));
+        if (i < count) rest(i, count - i, i);
         return;
     }
     for (int64_t first = 0, j = 0; first < count; first += block, ++j) {
         int64_t end = count - first < block ? count : first + block, i = first;
-        Factors factors{all(from.step[j]), all(from.inverse[j]), all(from.covered[j])};
+        Factors factors = factors_of_one(from, j);
         for (; i + WIDTH <= end; i += WIDTH) body(i, WIDTH, factors);
-        if (i < end) rest(i, end - i, factors);
+        if (i < end) rest(i, end - i, j);
     }
 }
 

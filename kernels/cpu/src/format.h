@@ -6,13 +6,14 @@
 
 namespace {
 
-enum Rounding : int32_t { INTEGER, TIES_TO_EVEN, TIES_TOWARD_ZERO };
+// WITHOUT_ZERO: there is no −0, except for what rounds to it from below.
+enum Rounding : int32_t { INTEGER, TIES_TO_EVEN, TIES_TO_EVEN_WITHOUT_ZERO, TIES_TOWARD_ZERO };
 enum Arithmetic : int32_t { MULTIPLY, DIVIDE, DIVIDE_NATIVE };
 enum ScaleType : int32_t { FLOAT32, E4M3, E8M0 };
 
 // Mirrors `CFormat` of format.py, which says what the fields are.
 struct Format {
-    float min, max, zero, smallest_normal, large, spacing, still_down;
+    float min, max, smallest_normal, large, spacing, still_down;
     int32_t rounding, arithmetic, scale, is_float, bits, mantissa_bits, bias, nan_code, largest_exponent;
 };
 
@@ -31,15 +32,17 @@ inline Floats power_below(Floats x, float smallest) {
 }
 
 inline Floats round_to_even(Floats x, float smallest_normal, float large) {
-    Floats beside = power_below(x, smallest_normal) * large;
-    return with_sign_of((x + beside) - beside, x);
+    Floats power = power_below(x, smallest_normal);
+    Floats rounded = plus_exact_product(plus_exact_product(x, power, large), power, -large);
+    return floats_of(bits_of(rounded) | (bits_of(x) & SIGN));  // a zero has no sign yet
 }
 
 template <Rounding rounding>
 inline Floats round_to_grid(Floats x, const Format& f) {
     x = clamped(x, f.min, f.max);
     if (rounding == INTEGER) return (x + TO_INTEGER) - TO_INTEGER;
-    if (rounding == TIES_TO_EVEN) return round_to_even(x + f.zero, f.smallest_normal, f.large);
+    if (rounding == TIES_TO_EVEN_WITHOUT_ZERO) x = x + 0.0f;
+    if (rounding != TIES_TOWARD_ZERO) return round_to_even(x, f.smallest_normal, f.large);
     Floats quantum = power_below(x, f.smallest_normal) * f.spacing;
     Floats below = magnitude(x) / quantum - 0.5f;
     Floats whole = (below + TO_INTEGER) - TO_INTEGER;
@@ -117,7 +120,7 @@ inline Scales e8m0_scales(Floats amax, const Format& f) {
     Ints step = biased == 0 ? Ints{} + 0x00400000 : biased << 23;
     Ints is_finite = positive <= 0x1.fffffep127f;
     step = is_finite ? step : Ints{} + 0x7FC00000;
-    return {{floats_of(step), Floats{}, Floats{}}, is_finite ? biased : Ints{} + 255};
+    return {{floats_of(step), 1.0f / floats_of(step), Floats{}}, is_finite ? biased : Ints{} + 255};
 }
 
 inline Scales scales_of(Floats amax, const Format& f, float global_scale, float global_amax) {
@@ -144,6 +147,7 @@ template <class Function>
 inline void with_rounding(int32_t rounding, Function function) {
     if (rounding == INTEGER) function(Constant<INTEGER>{});
     if (rounding == TIES_TO_EVEN) function(Constant<TIES_TO_EVEN>{});
+    if (rounding == TIES_TO_EVEN_WITHOUT_ZERO) function(Constant<TIES_TO_EVEN_WITHOUT_ZERO>{});
     if (rounding == TIES_TOWARD_ZERO) function(Constant<TIES_TOWARD_ZERO>{});
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t MAX_DIMS = 8;
 constexpr int64_t PIECE = 8192;  // elements; the piece and its results fit the cache next to a core
+constexpr int64_t SET = 65536;   // elements of pieces that are read twice, the second time from the cache
 
 // Dims of lengths n, cut into blocks of lengths b, the last ones shorter; block [i, j, …] has scale [i, j, …].
 // Mirrors `CLayout` of layout.py.
@@ -34,8 +35,8 @@ class Pieces {
             num_groups_ *= blocks(d);
         }
         is_split = block > PIECE;
-        int64_t blocks_in_piece = PIECE / (are_read_twice ? block * num_rows : block);
-        if (blocks_in_piece == 0) blocks_in_piece = 1;
+        int64_t blocks_in_piece = PIECE / block, blocks_in_set = SET / (block * num_rows);
+        if (are_read_twice && blocks_in_set < blocks_in_piece) blocks_in_piece = blocks_in_set;
         span_ = is_split ? block : blocks_in_piece * block;
         length_ = is_split ? PIECE : span_;
         parts_ = (span_ + length_ - 1) / length_;

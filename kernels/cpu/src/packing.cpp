@@ -80,7 +80,7 @@ OCTAVO_EXPORT(dequantize)
                     [=](int64_t i, int64_t count, const Factors& factors) __attribute__((always_inline)) {
                         Floats found{};
                         for (int64_t lane = 0; lane < count; ++lane) found[lane] = table[from[i + lane]];
-                        Dtype::store(to + i, found * factors.step, count);
+                        Dtype::store(to + i, quiet(found * factors.step), count);
                     });
             }
         });
