@@ -176,7 +176,7 @@ class TensorQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the format, or as it is while disabled or collecting; rotated in any case."""
-        if self.rotation is not None and self.bias is None and self.is_active:
+        if self.rotation is not None and self._only_rounds:
             x = self._rotated_and_rounded(self.scaled(x), self.rotation)
             return self.rotation.apply(x) if self.rotation.back else x
         x = self.observe(x)
@@ -220,6 +220,11 @@ class TensorQuantizer(nn.Module):
     def is_active(self) -> bool:
         """Whether `forward` rounds."""
         return self.enabled and self.spec is not None and self.collector is None and not self.is_absorbed
+
+    @property
+    def _only_rounds(self) -> bool:
+        """Whether nothing looks at or changes the tensor between its rotation and its rounding."""
+        return self.is_active and self.bias is None and self.observer is None and self._learning is None
 
     @property
     def active_key(self) -> str:

@@ -52,7 +52,7 @@ def packed_linear(
     check_packed_linear(x, bias, weight, weight_spec, weight_dtype, dtype)
     rounding = _rounding(weight_spec, then_spec, weight_dtype, dtype or x.dtype)
     if rounding is None:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     num_rows = x.shape[:-1].numel()
     if num_rows > MOST_ROWS and multiplies_int8() and multiplies_exactly(x_spec, weight_spec, x.shape[-1]):
         rows = x.reshape(num_rows, x.shape[-1])
@@ -82,7 +82,7 @@ def packed_expert_linear(
     one = unstacked_chain(weight_spec)
     rounding = _rounding(one, then_spec, weight_dtype, dtype or x.dtype)
     if rounding is None:
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     used, num_rows = torch.unique(expert, return_counts=True)
     check_experts(used.tolist(), payload.shape[0])
     by_expert = torch.split(expert.argsort(stable=True), num_rows.tolist())
@@ -123,7 +123,9 @@ def _each(weight: Quantized, change: Callable[[Tensor], Tensor]) -> Quantized:
 
 
 def _few_rows(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
-    padded = pad(x.float(), (0, -x.shape[1] % _LANES)).contiguous()
+    padded = x.float().contiguous()
+    if x.shape[1] % _LANES:
+        padded = pad(padded, (0, -x.shape[1] % _LANES))
     offset = None if bias is None else bias.float()
     result = padded.new_empty(x.shape[0], weight.out_features)
     _functions().product(
@@ -177,9 +179,3 @@ class Functions:
 @cache
 def _functions() -> Functions:
     return Functions(library().function)
-
-
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "packed_linear": packed_linear,
-    "packed_expert_linear": packed_expert_linear,
-}

@@ -7,6 +7,7 @@
 
 namespace {
 
+constexpr int64_t LANES = 8;              // values of a vector
 constexpr int64_t GROUP = 4, CHUNK = 512;  // weight rows and columns that are decoded at a time
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // Lanes never leave this file
@@ -25,6 +26,13 @@ inline Lanes multiply_add(Lanes a, Lanes b, Lanes sum) {
 #else
     return a * b + sum;
 #endif
+}
+
+// Decodes columns [begin, begin + count) of a row; `result` is filled with zeros to a multiple of LANES.
+void decode(const Decoder<Store>& decoder, int64_t row, int64_t begin, int64_t count, float* result) {
+    Store store{result};
+    decoder.decode(row, begin, count, store);
+    std::fill(result + count, result + (count + LANES - 1) / LANES * LANES, 0.0f);
 }
 
 // sums[r][g] += x[r] · weight[g] for `ROWS` rows of x and GROUP decoded rows, lane by lane.
@@ -55,12 +63,12 @@ struct Product {
 
     // Computes GROUP columns of the result, or as many as there are, from `first` on. Rows of `decoded` without a
     // weight row hold zeros or an earlier one; their sums are not used.
-    void columns(const Decoder& decoder, int64_t first, float* decoded, Lanes (*sums)[GROUP]) const {
+    void columns(const Decoder<Store>& decoder, int64_t first, float* decoded, Lanes (*sums)[GROUP]) const {
         int64_t used = std::min(GROUP, weight.out_features - first);
         std::memset(sums, 0, rows * sizeof *sums);
         for (int64_t begin = 0; begin < weight.in_features; begin += CHUNK) {
             int64_t count = std::min(CHUNK, weight.in_features - begin);
-            for (int64_t g = 0; g < used; ++g) decoder.decode(first + g, begin, count, decoded + g * CHUNK);
+            for (int64_t g = 0; g < used; ++g) decode(decoder, first + g, begin, count, decoded + g * CHUNK);
             int64_t row = 0;
             for (; row + 2 <= rows; row += 2)
                 multiply<2>(decoded, x + row * x_stride + begin, x_stride, count, sums + row);
@@ -75,6 +83,20 @@ struct Product {
 
 constexpr int64_t MOST_ROWS = 64;
 
+#if defined(__AVX2__)
+// The product with one row of x: decoded values are multiplied in registers.
+void one_row(const OctavoPackedWeight& weight, const float* x, const float* bias, float* result, int64_t num_threads) {
+    parallel(weight.out_features, num_threads, [&](int64_t begin, int64_t end) {
+        Decoder<Dot> decoder(weight);
+        for (int64_t column = begin; column < end; ++column) {
+            Dot dot{x};
+            decoder.decode(column, 0, weight.in_features, dot);
+            result[column] = dot.total() + (bias == nullptr ? 0.0f : bias[column]);
+        }
+    });
+}
+#endif
+
 }  // namespace
 
 // result [rows, out] = x [rows, x_stride] · weightᵀ + bias, all fp32; x_stride is in_features rounded up to a multiple
@@ -82,9 +104,12 @@ constexpr int64_t MOST_ROWS = 64;
 OCTAVO_EXPORT(octavo_packed_product)
 (const OctavoPackedWeight* weight, const float* x, const float* bias, int64_t rows, int64_t x_stride, float* result,
  int64_t num_threads) {
+#if defined(__AVX2__)
+    if (rows == 1 && weight->codes != OTHER_CODES) return one_row(*weight, x, bias, result, num_threads);
+#endif
     Product product{*weight, x, bias, rows, x_stride, result};
     parallel((weight->out_features + GROUP - 1) / GROUP, num_threads, [&](int64_t begin, int64_t end) {
-        Decoder decoder(*weight);
+        Decoder<Store> decoder(*weight);
         alignas(64) float decoded[GROUP * CHUNK] = {};
         Lanes sums[MOST_ROWS][GROUP];
         for (int64_t group = begin; group < end; ++group) product.columns(decoder, group * GROUP, decoded, sums);
@@ -95,12 +120,12 @@ OCTAVO_EXPORT(octavo_packed_product)
 OCTAVO_EXPORT(octavo_packed_rows)
 (const OctavoPackedWeight* weight, int64_t first, int64_t count, float* result, int64_t num_threads) {
     parallel(count, num_threads, [&](int64_t begin, int64_t end) {
-        Decoder decoder(*weight);
+        Decoder<Store> decoder(*weight);
         alignas(64) float decoded[CHUNK];
         for (int64_t row = begin; row < end; ++row)
             for (int64_t column = 0; column < weight->in_features; column += CHUNK) {
                 int64_t part = std::min(CHUNK, weight->in_features - column);
-                decoder.decode(first + row, column, part, decoded);
+                decode(decoder, first + row, column, part, decoded);
                 std::memcpy(result + row * weight->in_features + column, decoded, part * sizeof(float));
             }
     });

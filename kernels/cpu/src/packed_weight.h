@@ -77,11 +77,12 @@ inline int code_at(const OctavoPackedWeight& weight, const uint8_t* row, int64_t
     return (word >> bit % 8) & ((1 << weight.bits) - 1);
 }
 
-template <OctavoRounding ROUNDING>
+// Decodes codes of one step from `column` on, for places from `at` on.
+template <OctavoRounding ROUNDING, class Take>
 inline void decode_one_by_one(const OctavoPackedWeight& weight, const uint8_t* row, int64_t column, int64_t count,
-                              float step, float* result) {
+                              float step, Take& take, int64_t at) {
     for (int64_t i = 0; i < count; ++i)
-        result[i] = rounded<ROUNDING>(weight.values[code_at(weight, row, column + i)] * step);
+        take.one(at + i, rounded<ROUNDING>(weight.values[code_at(weight, row, column + i)] * step));
 }
 
 }  // namespace

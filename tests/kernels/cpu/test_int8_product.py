@@ -13,7 +13,6 @@ from octavo.core.formats import PerToken, QuantSpec, chain_key, dequantize, quan
 from octavo.core.ops import kernels
 from octavo.kernels.cpu import packed_product
 from octavo.kernels.cpu.int8_product import int8_product, multiplies_exactly
-from octavo.kernels.cpu.library import library
 
 TOKEN = QuantSpec("int8", PerToken(), dynamic=True)
 
@@ -69,8 +68,6 @@ def test_which_formats(
 
 
 def test_the_operator_uses_it_where_the_processor_has_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    if library().missing is not None:
-        pytest.skip(library().missing or "")
     monkeypatch.setattr(packed_product, "multiplies_int8", lambda: True)
     weight, x, bias = packed(FORMATS["int8 channel"], 9, 70), normal(2, 65, 70), normal(9, seed=2)
 
