@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from octavo.core.errors import CheckpointError, ExportError, ModeError, UnsupportedError, listed
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.shard_reader import ShardReader, read_json
+from octavo.core.model.sharded import sharded_names
 from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
 from octavo.core.modes.record import history, set_history
 from octavo.core.modes.registry import mode_named
@@ -43,10 +44,16 @@ def save(
 
     Raises:
         ModeError: the model is finalized for a dialect.
-        ExportError: `max_shard_bytes` is no size, the state dict holds something else than tensors, or the folder is
-            not empty or cannot be written.
+        ExportError: parameters are sharded among ranks, `max_shard_bytes` is no size, the state dict holds something
+            else than tensors, or the folder is not empty or cannot be written.
     """
     check_shard_limit(max_shard_bytes)
+    sharded = sharded_names(model)
+    if sharded:
+        raise ExportError(
+            f"{len(sharded)} parameters are sharded (first {sharded[0]!r}), and this rank has a part of each; save the "
+            "model before it is sharded, or load its full state dict into one that is not, and save that"
+        )
     record = describe_modes(model)
     tensors, aliases = _distinct_tensors(model)
     with atomic_folder(Path(directory), overwrite) as folder:
