@@ -9,7 +9,7 @@ from octavo.core.calibration.finalized import forget_finalization
 from octavo.core.calibration.fold_mode import FOLD, FoldMode
 from octavo.core.compression.mode import COMPRESS
 from octavo.core.errors import ModeError
-from octavo.core.modes.record import ModeRecord, history, last_record, set_history
+from octavo.core.modes.record import ModeRecord, history, last_record, set_history, with_history
 from octavo.core.modules import QuantModule, WeightSlot, hold_dense, packed_layers, packed_slots
 from octavo.core.modules.packed_parameter import PackedParameter
 from octavo.core.plan import check_device
@@ -26,7 +26,8 @@ def decompress(model: nn.Module) -> nn.Module:
     neither exported nor unquantized.
 
     Args:
-        model: A model with packed weights, all of them in memory.
+        model: A model with packed weights, all of them in memory; or what wraps it (PEFT, for one), which gives its
+            layers back to it.
 
     Returns:
         `model`.
@@ -39,15 +40,16 @@ def decompress(model: nn.Module) -> nn.Module:
     if not layers:
         raise ModeError("no weight of this model is packed; octavo.compress packs those of a quantized model")
     check_device(model)
-    if last_record(model, FOLD) is None:
+    owner = with_history(model)
+    if last_record(owner, FOLD) is None:
         # Before the change: interrupted half-way, the model computes the same and is folded in part.
-        set_history(model, (*history(model), ModeRecord(FOLD, FoldMode.version, {}, {})))
+        set_history(owner, (*history(owner), ModeRecord(FOLD, FoldMode.version, {}, {})))
     for _, layer in layers:
         for slot, weight in [*packed_slots(layer)]:
             _unpack(layer, slot, weight)
-    set_history(model, tuple(record for record in history(model) if record.mode != COMPRESS))
-    plugins().weights_unpacked(model)
-    forget_finalization(model)  # its numbers are the model's own now
+    set_history(owner, tuple(record for record in history(owner) if record.mode != COMPRESS))
+    plugins().weights_unpacked(owner)
+    forget_finalization(owner)  # its numbers are the model's own now
     return model
 
 

@@ -68,6 +68,11 @@ def set_history(model: nn.Module, records: tuple[ModeRecord, ...]) -> None:
         model.__dict__.pop(_HISTORY, None)
 
 
+def with_history(model: nn.Module) -> nn.Module:
+    """Return `model`, or the module in it that has the history: what wraps a model, as PEFT does, has none."""
+    return next((module for module in model.modules() if history(module)), model)
+
+
 def part(data: Any, name: str, kind: type[T], where: str) -> T:
     """Return the part `name` of an object read from JSON.
 

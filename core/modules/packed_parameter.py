@@ -19,10 +19,11 @@ from octavo.core.packed.stored_bytes import from_bytes, to_bytes
 
 
 class PackedParameter(nn.Module):
-    """Codes and scales of one weight, as frozen uint8 parameters.
+    """Codes and scales of one weight, as frozen uint8 parameters; what is one number, as a uint8 buffer.
 
     Bytes, also of the scales, since everything that wraps modules leaves bytes alone: mixed precision of FSDP2 and
-    ZeRO-3 would round float scales, `.to(dtype)` would convert them, and gloo does not carry 8-bit floats.
+    ZeRO-3 would round float scales, `.to(dtype)` would convert them, and gloo does not carry 8-bit floats. A buffer,
+    since FSDP2 would cut the bytes of a single number in two.
 
     Attributes:
         payload: uint8 [..., out, ⌈in·bits/8⌉], codes packed along the input dim.
@@ -37,8 +38,8 @@ class PackedParameter(nn.Module):
     """
 
     payload: nn.Parameter
-    scale: nn.Parameter
-    global_scale: nn.Parameter | None
+    scale: Tensor
+    global_scale: Tensor | None
 
     def __init__(
         self, packed: PackedTensor, is_transposed: bool = False, sqnr: Sequence[float | None] = ()
@@ -47,9 +48,14 @@ class PackedParameter(nn.Module):
         self.spec, self.shape, self.dtype = packed.spec, packed.shape, packed.dtype
         self.is_transposed, self.sqnr = is_transposed, tuple(sqnr)
         self.payload = _frozen(packed.payload)
-        self.scale = _frozen(to_bytes(packed.scale))
-        second = packed.global_scale
-        self.register_parameter("global_scale", None if second is None else _frozen(to_bytes(second)))
+        self._hold("scale", packed.scale)
+        self._hold("global_scale", packed.global_scale)
+
+    def _hold(self, name: str, scale: Tensor | None) -> None:
+        if scale is None or scale.dim():
+            self.register_parameter(name, None if scale is None else _frozen(to_bytes(scale)))
+        else:
+            self.register_buffer(name, to_bytes(scale).clone())
 
     def quantized(self) -> Quantized:
         """Return codes and scales in the dtypes that the operators take."""
@@ -110,7 +116,7 @@ class PackedParameter(nn.Module):
     @property
     def num_bytes(self) -> int:
         """Bytes that codes and scales take."""
-        return sum(parameter.nbytes for parameter in self.parameters())
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
 
     def extra_repr(self) -> str:
         """Describe format and shape for `print(model)`."""

@@ -104,7 +104,9 @@ def packed_linear(
 ) -> Tensor:
     """Return `linear(fake_quantize(x), weight, bias)` of a packed weight, which is never there as a whole in a kernel.
 
-    Gradients reach `x` and `bias`. Autocast as in `fake_quantized_linear`.
+    Gradients reach `x` and `bias`. Autocast as in `fake_quantized_linear`. Where `x` has another dtype than the weight,
+    because something cast the model's parameters (FSDP2's or DeepSpeed's mixed precision, `.to(dtype)`) and codes stay
+    codes, the weight's values are cast to that of `x`, as a dense parameter would have been.
 
     Args:
         x: Any float dtype, [..., in_features].
@@ -122,7 +124,8 @@ def packed_linear(
         [..., out_features].
     """
     sides = (x_state, x_spec, *weight, weight_spec.key, then_state, then_spec, weight_dtype, x_range_mask)
-    return cast(Tensor, torch.ops.octavo.packed_linear(x, bias, *sides, _autocast_dtype(x)))
+    dtype = _autocast_dtype(x) or (None if x.dtype == weight_dtype else x.dtype)
+    return cast(Tensor, torch.ops.octavo.packed_linear(x, bias, *sides, dtype))
 
 
 def packed_expert_linear(

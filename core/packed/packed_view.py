@@ -18,7 +18,7 @@ from octavo.core.packed.view_sharding import gathered, row_bytes
 
 Arrangement = Literal["plain", "transposed", "flat"]
 Handler = Callable[..., Any]
-_HANDLERS: dict[Any, Handler] = {}
+_HANDLERS: dict[str, Handler] = {}
 _PARTS = ("payload", "scale", "global_scale", "then_amax", "then_global_amax")
 
 
@@ -176,7 +176,7 @@ class PackedView(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        handler = _HANDLERS.get(function)
+        handler = _HANDLERS.get(str(function))
         result = NotImplemented if handler is None else handler(function, *args, **(kwargs or {}))
         if result is NotImplemented:
             view = next(
@@ -191,8 +191,8 @@ class PackedView(Tensor):
         )
 
 
-def implements(*functions: Any) -> Callable[[Handler], Handler]:
-    """Register what a `PackedView` does for these ATen functions.
+def implements(*functions: str) -> Callable[[Handler], Handler]:
+    """Register what a `PackedView` does for the operators of these names, which need not exist in every torch.
 
     The handler is given the function and its arguments, and returns NotImplemented for arguments that it does not
     serve.

@@ -13,8 +13,7 @@ from torch import Tensor
 def to_bytes(values: Tensor) -> Tensor:
     """Return the bytes of `values` [*shape], any dtype: uint8 [*shape, itemsize].
 
-    There is always one dim more than `values` has, so that a scalar becomes a vector (`fully_shard` refuses parameters
-    without dims), and rows stay rows. Shares memory with contiguous `values`.
+    There is always one dim more than `values` has, so that rows stay rows. Shares memory with contiguous `values`.
     """
     return values.contiguous().unsqueeze(-1).view(torch.uint8)
 

@@ -16,20 +16,20 @@ from octavo.core.packed.packed_tensor import PackedTensor
 from octavo.core.packed.packed_view import PackedView, implements
 from octavo.core.packed.view_sharding import gathered, row_bytes
 
-aten, functional = torch.ops.aten, torch.ops._c10d_functional
+aten = torch.ops.aten
 
 
-@implements(aten.detach.default, aten.alias.default)
+@implements("aten.detach.default", "aten.alias.default")
 def _same(function: Any, view: PackedView) -> PackedView:
     return view.mapped(function)
 
 
-@implements(aten.clone.default)
+@implements("aten.clone.default")
 def _clone(function: Any, view: PackedView, memory_format: torch.memory_format | None = None) -> PackedView:
     return view.mapped(torch.clone)
 
 
-@implements(aten._to_copy.default)
+@implements("aten._to_copy.default")
 def _to_copy(function: Any, view: PackedView, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
     """Move codes and scales; another dtype would be another tensor, of other values."""
     if dtype not in (None, view.dtype):
@@ -38,7 +38,7 @@ def _to_copy(function: Any, view: PackedView, *, dtype: torch.dtype | None = Non
     return view.mapped(lambda part: aten._to_copy(part, **options))
 
 
-@implements(aten.copy_.default)
+@implements("aten.copy_.default")
 def _copy(function: Any, view: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
     if not (isinstance(view, PackedView) and isinstance(source, PackedView)):
         return NotImplemented
@@ -52,7 +52,7 @@ def _copy(function: Any, view: Tensor, source: Tensor, non_blocking: bool = Fals
     return view
 
 
-@implements(aten.slice.Tensor)
+@implements("aten.slice.Tensor")
 def _slice(
     function: Any,
     view: PackedView,
@@ -65,7 +65,7 @@ def _slice(
     return _parts(function, view, dim, [(first, max(0, last - first))])[0] if step == 1 else NotImplemented
 
 
-@implements(aten.split.Tensor)
+@implements("aten.split.Tensor")
 def _split(function: Any, view: PackedView, size: int, dim: int = 0) -> list[PackedView]:
     length = view.shape[dim]
     return _parts(
@@ -73,7 +73,7 @@ def _split(function: Any, view: PackedView, size: int, dim: int = 0) -> list[Pac
     )
 
 
-@implements(aten.split_with_sizes.default)
+@implements("aten.split_with_sizes.default")
 def _split_with_sizes(
     function: Any, view: PackedView, sizes: Sequence[int], dim: int = 0
 ) -> list[PackedView]:
@@ -94,7 +94,7 @@ def _parts(function: Any, view: PackedView, dim: int, bounds: Sequence[tuple[int
         raise UnsupportedError(f"{function}: {error}") from error
 
 
-@implements(aten.view.default, aten._unsafe_view.default)
+@implements("aten.view.default", "aten._unsafe_view.default")
 def _view(function: Any, view: PackedView, size: Sequence[int]) -> Any:
     """Serve the shape that the view has, its packed shape, and one dim."""
     size = tuple(size)
@@ -105,7 +105,7 @@ def _view(function: Any, view: PackedView, size: Sequence[int]) -> Any:
     return view.mapped(aten.alias, arrangement="flat") if size in ((-1,), (view.numel(),)) else NotImplemented
 
 
-@implements(aten.as_strided.default)
+@implements("aten.as_strided.default")
 def _as_strided(
     function: Any, view: PackedView, size: Sequence[int], stride: Sequence[int], offset: int | None = None
 ) -> Any:
@@ -113,7 +113,7 @@ def _as_strided(
     return view.mapped(aten.alias) if same else NotImplemented
 
 
-@implements(aten.new_zeros.default, aten.new_empty.default)
+@implements("aten.new_zeros.default", "aten.new_empty.default")
 def _new(function: Any, view: PackedView, size: Sequence[int], **options: Any) -> Any:
     """Return codes and scales of another size, in the same format."""
     if options.pop("dtype", None) not in (None, view.dtype) or len(size) != len(view.packed_shape):
@@ -137,24 +137,29 @@ def _new(function: Any, view: PackedView, size: Sequence[int], **options: Any) -
     return PackedView(PackedChain(first, then, state))
 
 
-@implements(aten.t.default)
+@implements("aten.t.default")
 def _t(function: Any, view: PackedView) -> Any:
     if view.arrangement == "flat" or view.dim() != 2:
         return NotImplemented
     return view.mapped(aten.alias, arrangement="plain" if view.arrangement == "transposed" else "transposed")
 
 
-@implements(aten.transpose.int)
+@implements("aten.transpose.int")
 def _transpose(function: Any, view: PackedView, dim: int, other: int) -> Any:
     return _t(function, view) if {dim % view.dim(), other % view.dim()} == {0, 1} else NotImplemented
 
 
-@implements(functional.all_gather_into_tensor.default)
+@implements("aten.permute.default")
+def _permute(function: Any, view: PackedView, dims: Sequence[int]) -> Any:
+    return _t(function, view) if [dim % view.dim() for dim in dims] == [1, 0] else NotImplemented
+
+
+@implements("_c10d_functional.all_gather_into_tensor.default")
 def _all_gather(function: Any, view: PackedView, group_size: int, group_name: str) -> PackedView:
     stored = {name: function(part, group_size, group_name) for name, part in row_bytes(view).items()}
     return gathered(view, stored, view.packed_shape[0] * group_size)
 
 
-@implements(functional.wait_tensor.default)
+@implements("_c10d_functional.wait_tensor.default", "_c10d_functional._wrap_tensor_autograd.default")
 def _wait(function: Any, view: PackedView) -> PackedView:
     return view.mapped(function)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.core import ops
@@ -12,26 +11,24 @@ from octavo.core.formats import Quantized, chain_key
 from octavo.core.packed.packed_chain import PackedChain
 from octavo.core.packed.packed_view import PackedView, implements
 
-aten = torch.ops.aten
 
-
-@implements(aten.linear.default)
+@implements("aten.linear.default")
 def _linear(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     if not isinstance(weight, PackedView) or weight.arrangement != "plain":
         return NotImplemented
     return _product(function, x, weight, bias)
 
 
-@implements(aten.mm.default)
+@implements("aten.mm.default")
 def _mm(function: Any, x: Tensor, weight: Tensor) -> Any:
     if isinstance(x, PackedView) or not isinstance(weight, PackedView):
         return NotImplemented
     if weight.arrangement == "transposed":
         return _product(function, x, weight, None)
-    return x @ weight.dequantize()
+    return x @ weight.dequantize().to(x.dtype)
 
 
-@implements(aten.addmm.default)
+@implements("aten.addmm.default")
 def _addmm(
     function: Any, bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Any:
