@@ -14,7 +14,7 @@ from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.shard_reader import ShardReader, read_json
 from octavo.core.model.sharded import sharded_names
 from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
-from octavo.core.modes.record import history, set_history
+from octavo.core.modes.record import history, set_history, with_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.modes.saved_record import (
     HF_METHOD,
@@ -43,7 +43,7 @@ def save(
             than one shard is copied to the CPU at a time.
 
     Raises:
-        ModeError: the model is finalized for a dialect.
+        ModeError: the model is finalized for a dialect, or its modes are those of a module in it.
         ExportError: parameters are sharded among ranks, `max_shard_bytes` is no size, the state dict holds something
             else than tensors, or the folder is not empty or cannot be written.
     """
@@ -54,6 +54,7 @@ def save(
             f"{len(sharded)} parameters are sharded (first {sharded[0]!r}), and this rank has a part of each; save the "
             "model before it is sharded, or load its full state dict into one that is not, and save that"
         )
+    _check_owner(model)
     record = describe_modes(model)
     tensors, aliases = _distinct_tensors(model)
     with atomic_folder(Path(directory), overwrite) as folder:
@@ -118,6 +119,17 @@ def _write_companions(model: nn.Module, folder: Path) -> None:
     if path.is_file() and history(model):
         config = {**read_json(path), "quantization_config": {"quant_method": HF_METHOD}}
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_owner(model: nn.Module) -> None:
+    """Refuse what wraps a model with modes: the record would be empty, and the names of tensors others."""
+    owner = with_history(model)
+    if owner is not model:
+        (name,) = (name for name, module in model.named_modules() if module is owner)
+        raise ModeError(
+            f"the modes are those of {name!r}, a {type(owner).__name__} inside this {type(model).__name__}; save "
+            "that one, before adapters are put into it, and the adapters by what made them (PEFT's save_pretrained)"
+        )
 
 
 def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 import octavo
 from helpers.compressed_models import FORMATS, quantized_llama
 from helpers.tiny import token_batches
+from octavo.core.errors import ModeError
 from octavo.core.modes.record import history
 from octavo.core.modules.packed_parameter import PackedParameter
 
@@ -65,3 +67,14 @@ def test_decompressing_what_wraps_a_model_decompresses_the_model() -> None:
     assert not history(wrapper)
     assert not packed_parameters(model)
     assert torch.equal(model(token_batches()[0]).logits, expected)
+
+
+def test_what_wraps_a_model_is_not_saved_without_its_modes(tmp_path: Path) -> None:
+    wrapper = nn.Sequential(quantized_llama(octavo.FP8_DEFAULT_CFG))
+
+    with pytest.raises(
+        ModeError, match=r"those of '0', a LlamaForCausalLM inside this Sequential; save that one"
+    ):
+        octavo.save(wrapper, tmp_path / "saved")
+
+    assert not (tmp_path / "saved").exists()
