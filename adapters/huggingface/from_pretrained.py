@@ -19,15 +19,9 @@ from torch import Tensor
 from octavo.core.calibration.quantize import unquantize
 from octavo.core.errors import CheckpointError, PluginError, UnsupportedError, listed
 from octavo.core.evaluation.read_back import exporter_of, fill_model
-from octavo.core.modes.storage import (
-    HF_METHOD,
-    SavedRecord,
-    attach_modes,
-    describe_modes,
-    load_tensors,
-    read_record,
-)
-from octavo.core.modules import packed_layers
+from octavo.core.modes.saved_record import HF_METHOD, SavedRecord, described_in_config, read_record
+from octavo.core.modes.storage import attach_modes, load_tensors
+from octavo.core.packed import PackedView
 from octavo.core.plugins import plugins
 
 _NO_OFFLOAD = "give a device_map that keeps all of them on devices"
@@ -122,19 +116,9 @@ def take_quantizers_off(model: Any, dtype: torch.dtype | None) -> Any:
 @cache
 def quantizer_classes() -> tuple[type, type]:
     """Return our quantizer and config classes, which need transformers' own as bases."""
-    from transformers.core_model_loading import ConversionOps, WeightConverter
+    from transformers.core_model_loading import WeightConverter
     from transformers.quantizers import HfQuantizer
     from transformers.utils.quantization_config import QuantizationConfigMixin
-
-    class Allocate(ConversionOps):  # type: ignore[misc]
-        """Stands for reading a weight: an empty tensor as the model wants it, where transformers wants it."""
-
-        def convert(
-            self, input_dict: Mapping[str, list[Tensor]], full_layer_name: str, model: Any, **_: Any
-        ) -> dict[str, Tensor]:
-            wanted = model.get_parameter_or_buffer(full_layer_name)
-            found = next(iter(input_dict.values()))[0]
-            return {full_layer_name: torch.empty_like(wanted, device=found.device)}
 
     class OctavoConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """The `quantization_config` of a checkpoint, kept as it is."""
@@ -146,7 +130,6 @@ def quantizer_classes() -> tuple[type, type]:
         """Loads what Octavo wrote; see `enable_huggingface`."""
 
         is_trainable = False
-        saved: SavedRecord | None = None
 
         def is_serializable(self) -> bool:
             """Say no for exported checkpoints: the weights are dequantized, and would be saved as what they are not."""
@@ -154,12 +137,12 @@ def quantizer_classes() -> tuple[type, type]:
 
         def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
             """Return what `save_pretrained` writes; the record of modes goes into the config, which follows."""
-            model.config.quantization_config = {"quant_method": HF_METHOD, **describe_modes(model)}
+            model.config.quantization_config = described_in_config(model)
             return model.state_dict(), {}
 
         def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:
             """Keep transformers from taking codes for weights, and from fusing them."""
-            return [WeightConverter("weight", "weight", [Allocate()])]
+            return [WeightConverter("weight", "weight", [_allocation()])]
 
         def validate_environment(self, device_map: Any = None, **_: Any) -> None:
             """Refuse what cannot work, before any work."""
@@ -170,12 +153,7 @@ def quantizer_classes() -> tuple[type, type]:
         ) -> None:
             method = self.quantization_config.quant_method
             self.directory = folder_of(checkpoint_files, method)
-            if method == HF_METHOD:
-                # Before tensors have memory: packed weights then take theirs, and dense ones none.
-                self.saved = read_record(self.directory)
-                attach_modes(model, self.saved)
-                for _, layer in packed_layers(model):
-                    layer._is_hf_initialized = True  # type: ignore[assignment]  # no random weights for these
+            self.saved = _attached(model, self.directory) if method == HF_METHOD else None
             # Missing and unexpected names are errors of our readers, which know those of scales.
             model._keys_to_ignore_on_load_missing = model._keys_to_ignore_on_load_unexpected = {".*"}
 
@@ -190,3 +168,32 @@ def quantizer_classes() -> tuple[type, type]:
             return take_quantizers_off(model, dtype)
 
     return OctavoQuantizer, OctavoConfig
+
+
+def _attached(model: Any, directory: Path) -> SavedRecord:
+    """Give a model without memory the structure of the modes it was saved with; return their record.
+
+    Packed weights then take theirs, and dense ones none.
+    """
+    # Views are made anew each time, so their class must say it, or transformers would fill packed weights at random.
+    PackedView._is_hf_initialized = True  # type: ignore[attr-defined]
+    saved = read_record(directory)
+    attach_modes(model, saved)
+    return saved
+
+
+def _allocation() -> Any:
+    """Return the operation that makes room for a weight."""
+    from transformers.core_model_loading import ConversionOps
+
+    class Allocate(ConversionOps):  # type: ignore[misc]
+        """Stands for reading a weight: an empty tensor as the model wants it, where transformers wants it."""
+
+        def convert(
+            self, input_dict: Mapping[str, list[Tensor]], full_layer_name: str, model: Any, **_: Any
+        ) -> dict[str, Tensor]:
+            wanted = model.get_parameter_or_buffer(full_layer_name)
+            found = next(iter(input_dict.values()))[0]
+            return {full_layer_name: torch.empty_like(wanted, device=found.device)}
+
+    return Allocate()

@@ -56,7 +56,8 @@ def _parts(model: Any, stacked: Mapping[str, int]) -> dict[str, Parts]:
         markers[name] = torch.arange(first, first + 4 * number).reshape(number, 2, 2)
         first += 4 * number
     converted = revert_weight_conversion(model, dict(markers)) if markers else {}
-    pieces = {tuple(piece.flatten().tolist()): new for new, piece in converted.items()}
+    # What is still a stack was left whole, also a stack of one.
+    pieces = {tuple(piece.flatten().tolist()): new for new, piece in converted.items() if piece.dim() < 3}
     parts = {name: _parts_of(marker, pieces) for name, marker in markers.items()}
     return {name: found for name, found in parts.items() if found is not None}
 

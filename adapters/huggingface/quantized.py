@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.errors import CheckpointError, ModeError
-from octavo.core.modes.storage import HF_METHOD
+from octavo.core.modes.saved_record import HF_METHOD
 from octavo.core.plugins import plugins
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.core.modes.storage import HF_METHOD
+from octavo.core.modes.saved_record import HF_METHOD
 
 
 def allow_saving(model: Any) -> None:

@@ -96,11 +96,13 @@ def _problem(weight: StoredWeight, exporter: Exporter | None) -> str:
         return f"has {len(formats)} formats in turn ({' then '.join(map(str, formats))}), or the first is off"
     if not weight.shape:
         return "has no dim to pack codes along"
-    layer_format = format_of(weight.layer, weight.slot)
-    is_linear = not isinstance(weight.layer, (QuantConvolution, QuantEmbedding))
-    if exporter is None or (is_linear and layer_format is not None and exporter.stores(layer_format)):
+    if exporter is None:
         return ""
-    return f"({layer_format}) has no place in the dialect {exporter.name}"
+    if isinstance(weight.layer, (QuantConvolution, QuantEmbedding)):
+        return f"({type(weight.layer).__name__}, {formats[0]}) has no place in the dialect {exporter.name}"
+    layer_format = format_of(weight.layer, weight.slot)
+    is_stored = layer_format is not None and exporter.stores(layer_format)
+    return "" if is_stored else f"({layer_format}) has no place in the dialect {exporter.name}"
 
 
 def _formats(weight: StoredWeight) -> list[QuantSpec]:

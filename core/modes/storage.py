@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +12,19 @@ from torch import Tensor, nn
 from octavo.core.errors import CheckpointError, ExportError, ModeError, UnsupportedError, listed
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.shard_reader import ShardReader, read_json
+from octavo.core.model.sharded import sharded_names
 from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
-from octavo.core.modes.record import ModeRecord, history, part, set_history
+from octavo.core.modes.record import history, set_history, with_history
 from octavo.core.modes.registry import mode_named
+from octavo.core.modes.saved_record import (
+    HF_METHOD,
+    RECORD_NAME,
+    SavedRecord,
+    describe_modes,
+    read_record,
+)
 from octavo.core.modules import dense_names
 from octavo.core.plugins import plugins
-
-RECORD_NAME = "octavo_modes.json"
-RECORD_VERSION = 1
-HF_METHOD = "octavo"  # the `quant_method` in config.json of a folder that `save` wrote
 
 
 def save(
@@ -41,11 +43,18 @@ def save(
             than one shard is copied to the CPU at a time.
 
     Raises:
-        ModeError: the model is finalized for a dialect.
-        ExportError: `max_shard_bytes` is no size, the state dict holds something else than tensors, or the folder is
-            not empty or cannot be written.
+        ModeError: the model is finalized for a dialect, or its modes are those of a module in it.
+        ExportError: parameters are sharded among ranks, `max_shard_bytes` is no size, the state dict holds something
+            else than tensors, or the folder is not empty or cannot be written.
     """
     check_shard_limit(max_shard_bytes)
+    sharded = sharded_names(model)
+    if sharded:
+        raise ExportError(
+            f"{len(sharded)} parameters are sharded (first {sharded[0]!r}), and this rank has a part of each; save the "
+            "model before it is sharded, or load its full state dict into one that is not, and save that"
+        )
+    _check_owner(model)
     record = describe_modes(model)
     tensors, aliases = _distinct_tensors(model)
     with atomic_folder(Path(directory), overwrite) as folder:
@@ -90,30 +99,6 @@ def restore(model: nn.Module, directory: str | Path) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class SavedRecord:
-    """What a folder says of a model's modes.
-
-    Attributes:
-        modes: Their records, in order.
-        aliases: {tensor that was written once: the name under which it was}.
-        is_framework: The framework's own `save_pretrained` wrote the folder: the record is in config.json, tensors
-            have the names of its checkpoints, and tied ones are missing without a word.
-    """
-
-    modes: tuple[ModeRecord, ...]
-    aliases: Mapping[str, str]
-    is_framework: bool = False
-
-
-def describe_modes(model: nn.Module) -> dict[str, Any]:
-    """Return the record of the model's modes as they are now, JSON-ready; `read_record` reads it."""
-    return {
-        "version": RECORD_VERSION,
-        "modes": [_current(model, record).to_json() for record in history(model)],
-    }
-
-
 def attach_modes(model: nn.Module, saved: SavedRecord) -> None:
     """Give a plain model, on any device, the structure that its modes describe; tensors are loaded afterwards.
 
@@ -136,8 +121,15 @@ def _write_companions(model: nn.Module, folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _current(model: nn.Module, record: ModeRecord) -> ModeRecord:
-    return replace(record, state=mode_named(record.mode).describe(model, record.state))
+def _check_owner(model: nn.Module) -> None:
+    """Refuse what wraps a model with modes: the record would be empty, and the names of tensors others."""
+    owner = with_history(model)
+    if owner is not model:
+        (name,) = (name for name, module in model.named_modules() if module is owner)
+        raise ModeError(
+            f"the modes are those of {name!r}, a {type(owner).__name__} inside this {type(model).__name__}; save "
+            "that one, before adapters are put into it, and the adapters by what made them (PEFT's save_pretrained)"
+        )
 
 
 def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -205,34 +197,3 @@ def _differences(name: str, found: Tensor, wanted: Tensor) -> Iterator[str]:
         yield f"{name!r} has shape {tuple(found.shape)}, the model's has {tuple(wanted.shape)}"
     elif found.dtype != wanted.dtype:
         yield f"{name!r} has dtype {found.dtype}, the model's has {wanted.dtype} (convert the plain model first)"
-
-
-def read_record(directory: Path) -> SavedRecord:
-    """Read the record that `save` wrote, or the framework's `save_pretrained` into its config.json.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-        ModeError: it is of a newer version, or has a mode that is unknown.
-    """
-    own, config = directory / RECORD_NAME, directory / "config.json"
-    is_framework = not own.is_file() and config.is_file()
-    path = config if is_framework else own
-    try:
-        data = read_json(path)
-        data = part(data, "quantization_config", dict, str(path)) if is_framework else data
-        version = part(data, "version", int, str(path))
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; give a folder that octavo.save wrote") from error
-    if version != RECORD_VERSION:
-        raise ModeError(
-            f"{path} has version {version}; this Octavo reads version {RECORD_VERSION}. Upgrade it"
-        )
-    modes = part(data, "modes", list, str(path))
-    records = tuple(ModeRecord.from_json(mode, f"{path}: modes[{n}]") for n, mode in enumerate(modes))
-    for record in records:
-        newest = mode_named(record.mode).version
-        if record.version > newest:
-            raise ModeError(
-                f"mode {record.mode!r} has version {record.version}; this Octavo reads up to {newest}"
-            )
-    return SavedRecord(records, {} if is_framework else part(data, "aliases", dict, str(path)), is_framework)

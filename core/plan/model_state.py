@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from octavo.core.errors import ModeError, PlanError
+from octavo.core.model.sharded import sharded_names
 from octavo.core.modules import quantized_layers
 
 
@@ -42,9 +43,9 @@ def check_device(model: nn.Module) -> None:
                 f"{len(meta)} {kind} are on the meta device, without values (first {meta[0]!r}); "
                 "load the weights first. octavo.plan works on such a model"
             )
-    sharded = [name for name, parameter in model.named_parameters() if type(parameter).__name__ == "DTensor"]
+    sharded = sharded_names(model)
     if sharded:
         raise PlanError(
-            f"{len(sharded)} parameters are sharded (first {sharded[0]!r}); quantize the model before fully_shard or "
-            "another of torch.distributed's functions shards it"
+            f"{len(sharded)} parameters are sharded (first {sharded[0]!r}); do this before fully_shard, DeepSpeed's "
+            "ZeRO-3 or another wrapper shards the model"
         )

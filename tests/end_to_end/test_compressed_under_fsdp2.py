@@ -53,3 +53,14 @@ def test_each_rank_holds_half_of_the_codes(outcomes: Any, config: str) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_mixed_precision_leaves_scales_alone(outcomes: Any, config: str) -> None:
     assert outcomes[config]["mixed precision"]
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_needs_whole_weights_is_refused(outcomes: Any, config: str) -> None:
+    outside = outcomes[config]["outside"]
+
+    for verb in ("decompress", "save"):
+        assert "parameters are sharded (first 'model." in outside[verb]
+    assert "ZeRO-3 or another wrapper shards the model" in outside["decompress"]
+    assert "save the model before it is sharded" in outside["save"]

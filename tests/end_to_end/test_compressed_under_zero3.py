@@ -9,7 +9,7 @@ import pytest
 
 from helpers.launcher import run_on_two_ranks
 
-CONFIGS = ["NVFP4", "INT8", "W4A8"]
+CONFIGS = ["NVFP4", "W4A8"]
 
 pytestmark = [
     pytest.mark.launcher,
@@ -55,3 +55,13 @@ def test_a_bfloat16_engine_over_fp32_leaves_scales_alone(outcomes: Any, config: 
 
     assert outcome["same"]
     assert outcome["losses"][2] < outcome["losses"][1] < outcome["losses"][0]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_needs_whole_weights_is_refused(outcomes: Any, config: str) -> None:
+    outside = outcomes[config]["outside"]
+
+    for verb in ("decompress", "save"):
+        assert "parameters are sharded (first 'model." in outside[verb]
+    assert "ZeRO-3 or another wrapper shards the model" in outside["decompress"]
+    assert "save the model before it is sharded" in outside["save"]

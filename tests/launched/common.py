@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+
+from octavo.core.errors import OctavoError
 
 FOLDER = Path(sys.argv[1])
 ARGUMENTS = sys.argv[2:]
@@ -37,3 +39,12 @@ def of_all_ranks(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def refusal(function: Callable[[], object]) -> str:
+    """Return the message of the `OctavoError` that `function` must end with."""
+    try:
+        function()
+    except OctavoError as error:
+        return str(error)
+    return "no error"

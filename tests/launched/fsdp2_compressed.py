@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+import octavo
 from helpers.adapted_models import TOKENS, adapt, compressed, logits, packed_parameters, trained
-from launched.common import ARGUMENTS, joined, of_all_ranks, report
-from octavo.core.errors import OctavoError
+from launched.common import ARGUMENTS, FOLDER, joined, of_all_ranks, refusal, report
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -31,13 +31,15 @@ def sharded(model: nn.Module, policy: MixedPrecisionPolicy) -> nn.Module:
 
 
 def outside_forward(model: nn.Module) -> dict[str, Any]:
-    """Return what the weight of a layer shows while its codes are sharded."""
+    """Return what the weight of a layer shows while its codes are sharded, and what is refused."""
     weight = model.model.layers[0].mlp.gate_proj.weight
-    try:
-        weight.dequantize()
-    except OctavoError as error:
-        return {"shape": list(weight.shape), "dtype": str(weight.dtype), "error": str(error)}
-    return {"error": "none"}
+    return {
+        "shape": list(weight.shape),
+        "dtype": str(weight.dtype),
+        "error": refusal(weight.dequantize),
+        "decompress": refusal(lambda: octavo.decompress(model)),
+        "save": refusal(lambda: octavo.save(model, FOLDER / f"saved-{dist.get_rank()}")),
+    }
 
 
 def outcome(config: str) -> dict[str, Any]:

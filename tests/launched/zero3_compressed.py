@@ -15,9 +15,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
 
+import octavo
 from helpers.adapted_models import TOKENS, adapt, adapters, compressed, logits, packed_parameters, trained
-from launched.common import ARGUMENTS, FOLDER, joined, of_all_ranks, report
-from octavo.core.errors import OctavoError
+from launched.common import ARGUMENTS, FOLDER, joined, of_all_ranks, refusal, report
 
 deepspeed.utils.logger.setLevel(logging.ERROR)
 # Each would be compiled for minutes at its first use: a shared-memory transport, which gloo needs none of.
@@ -51,16 +51,16 @@ def trained_by(engine: Any, steps: int = 2) -> list[float]:
 
 
 def outside_forward(model: nn.Module) -> dict[str, Any]:
-    """Return what the weight of a layer shows while its codes are elsewhere, and once they are gathered."""
-    layer, error = model.model.layers[0].mlp.gate_proj, "none"
-    shape = list(layer.weight.shape)
-    try:
-        layer.weight.dequantize()
-    except OctavoError as refusal:
-        error = str(refusal)
+    """Return what the weight of a layer shows while its codes are elsewhere and once gathered, and what is refused."""
+    layer = model.model.layers[0].mlp.gate_proj
+    found = {
+        "shape": list(layer.weight.shape),
+        "error": refusal(lambda: layer.weight.dequantize()),
+        "decompress": refusal(lambda: octavo.decompress(model)),
+        "save": refusal(lambda: octavo.save(model, FOLDER / f"saved-{dist.get_rank()}")),
+    }
     with deepspeed.zero.GatheredParameters(list(layer.parameters())):
-        values = layer.weight.dequantize().double().sum().item()
-    return {"shape": shape, "error": error, "gathered": values}
+        return {**found, "gathered": layer.weight.dequantize().double().sum().item()}
 
 
 def outcome(config: str) -> dict[str, Any]:

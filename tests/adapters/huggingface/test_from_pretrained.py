@@ -17,7 +17,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 import octavo
 from helpers.evaluation_checkpoints import changed_copy, quantized
 from helpers.tiny import tiny_llama, token_batches
-from octavo.adapters.huggingface.from_pretrained import fill_saved
+from octavo.adapters.huggingface.from_pretrained import fill_saved, folder_of
 from octavo.core.errors import CheckpointError, PluginError, UnsupportedError
 from octavo.core.modules import quantized_layers
 
@@ -146,15 +146,14 @@ def test_offloaded_weights_are_refused(folders: tuple[nn.Module, Path, Path], tm
         UnsupportedError, match=r"^the device_map puts model on disk; give a device_map that keeps all"
     ):
         AutoModelForCausalLM.from_pretrained(exported, device_map=device_map, offload_folder=tmp_path)
-    files = [str(exported / "model.safetensors")]
     with pytest.raises(
         UnsupportedError, match=r"^\d+ weights are offloaded \(model\.embed_tokens\.weight, model\."
     ):
-        fill_saved(tiny_llama().to("meta"), files, "modelopt")
+        fill_saved(tiny_llama().to("meta"), exported, None)
     with pytest.raises(
         CheckpointError, match="quant_method 'modelopt' is loaded from its folder, found no files"
     ):
-        fill_saved(tiny_llama(), None, "modelopt")
+        folder_of(None, "modelopt")
 
 
 def test_a_quantizer_of_somebody_else_stays(monkeypatch: pytest.MonkeyPatch) -> None:

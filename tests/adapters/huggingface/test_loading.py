@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import octavo
 from helpers.tiny import tiny_llama
 from octavo.core.errors import CheckpointError, ConfigError, ModeError, OctavoError, PluginError
-from octavo.core.modes.storage import HF_METHOD
+from octavo.core.modes.saved_record import HF_METHOD
 from octavo.core.plugins import plugins
 
 

@@ -126,3 +126,42 @@ def test_stacked_experts(model_type: str, config: str) -> None:
     assert same_bits(logits(model), expected)
     octavo.decompress(model)
     assert same_bits(logits(model), expected)
+
+
+class Scaled(nn.Linear):
+    """A layer of somebody else's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight) * 2
+
+
+class QuantScaled(octavo.QuantModule, Scaled):
+    """Its quantized class, which knows nothing of packed weights."""
+
+    quantizer_names = ("input_quantizer", "weight_quantizer")
+    input_quantizer: octavo.TensorQuantizer
+    weight_quantizer: octavo.TensorQuantizer
+
+    @classmethod
+    def quantizer_shape(cls, layer: Any, quantizer: str) -> tuple[int, ...]:
+        return tuple(layer.weight.shape) if quantizer == "weight_quantizer" else (0, layer.weight.shape[1])
+
+    def quantized_weights(self) -> dict[str, Tensor]:
+        return {"weight_quantizer": self.weight}
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(self.input_quantizer(input), self.weight_quantizer(self.weight)) * 2
+
+
+def test_a_registered_class_of_somebody_else_multiplies_with_the_view() -> None:
+    octavo.register(Scaled, QuantScaled)
+    try:
+        x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+        model = octavo.quantize(nn.Sequential(Scaled(32, 16)), W8A8, [x], quiet=True)
+        expected = model(x)
+
+        octavo.compress(model, dialect="neutral", quiet=True)
+
+        assert same_bits(model(x), expected)
+    finally:
+        octavo.unregister(Scaled)

@@ -86,7 +86,7 @@ def test_a_format_that_the_dialect_does_not_store() -> None:
     refuses(
         conv,
         UnsupportedError,
-        r"0.weight \(weights int8 tensor, inputs None\) has no place in the dialect unified_hf",
+        r"0.weight \(QuantConv2d, int8 tensor\) has no place in the dialect unified_hf",
     )
 
 
