@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ def _packed_class(quantized: type[QuantModule], parameters: tuple[str, ...]) -> 
     return _classes[key]
 
 
-def _view_of(slot: WeightSlot):  # type: ignore[no-untyped-def]
+def _view_of(slot: WeightSlot) -> Callable[[QuantModule], Tensor]:
     """Return the getter of a packed parameter: a view of the dense parameter's shape and dtype.
 
     Stacked weights are shown as [experts, out, in], whichever way the dense parameter is.
