@@ -1,6 +1,7 @@
-"""What exporting costs beside writing the unquantized weights: bytes of bf16 weights a second, one thread of torch.
+"""What exporting costs beside writing the unquantized weights: bytes of weights a second.
 
-Run: python benchmarks/export_speed.py [--json] [--repeats N] [--cases GLOBS] [--layers N] [--folder DIR] [--peer PYTHON]
+Run: python benchmarks/export_speed.py [--json] [--repeats N] [--cases GLOBS] [--layers N] [--folder DIR]
+     [--peer PYTHON]
 
 A random Llama (1.5 GB of bf16 with 16 layers) is quantized with static scales and exported; before each export the
 plain weights of the same model are written by safetensors' `save_file`, on the same disk. Both are counted in bytes of
@@ -9,8 +10,8 @@ when all that it wrote is on the disk, read back and hashed. Beside the ratio to
 that to `save_file` and a flush. Correctness is checked first: codes and scale of a layer must equal a direct
 computation's. Each case has a process of its own.
 
---peer names the Python of an environment with nvidia-modelopt[hf]==0.47.0, whose rows come from the same run; cases that
-it cannot run on a CPU are named. --folder is on the disk to measure; everything written there is removed.
+--peer names the Python of an environment with nvidia-modelopt[hf]==0.47.0, whose rows come from the same run; cases
+that it cannot run on a CPU are named. --folder is on the disk to measure; everything written there is removed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ LAYER = "model.layers.0.mlp.down_proj"
 
 def main() -> None:
     options = parse_arguments()
-    torch.set_num_threads(1)
     if options.case is not None:
         measure(options.case, options.folder, options.repeats)
         return
