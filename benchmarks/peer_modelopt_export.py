@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import export_workload as workload
+import torch
 from torch import nn
 
 
@@ -19,6 +20,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     config = getattr(mtq, workload.CASES[options.case])
 
     def quantize(model: nn.Module) -> None:
