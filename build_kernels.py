@@ -44,7 +44,8 @@ class KernelsBuildHook(BuildHookInterface):
 def _builder() -> ModuleType:
     """Return `kernels/cpu/build.py`, which needs nothing of the package around it."""
     spec = spec_from_file_location("octavo_cpu_build", FOLDER / "build.py")
-    assert spec is not None and spec.loader is not None  # noqa: S101
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{FOLDER / 'build.py'} cannot be imported")
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

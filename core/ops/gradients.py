@@ -120,9 +120,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_weight = (rows.t() @ x_rows).to(weight_dtype)
         weight_state_grads = _state_grads(grad_weight, weight, *weight_side, needs_weight_state)
         grad_weight = (
-            masked(grad_weight, weight, *weight_side)
-            if ctx.has_weight_mask and needs_weight
-            else grad_weight
+            masked(grad_weight, weight, *weight_side) if ctx.has_weight_mask and needs_weight else grad_weight
         )
     if needs_bias:
         grad_bias = rows.sum(0).to(bias_dtype)

@@ -49,7 +49,7 @@ def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spe
 
 
 def fake_quantize_state_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spec: str) -> list[Tensor]:
-    inputs, chain = [x], stages(state, spec)
+    inputs, chain = [x], stages(x, state, spec)
     for stage, tensors in chain[:-1]:
         inputs.append(formats.fake_quantize(inputs[-1], tensors, stage))
     grads: list[Tensor] = []

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from octavo.core.formats import PerTensor, QuantSpec
@@ -13,7 +14,7 @@ from octavo.core.formats.granularity import rows_per_scale
 from octavo.core.packed.packed_chain import PackedChain
 from octavo.core.packed.packed_tensor import PackedTensor
 
-_NUM_VALUES = 2**18  # 1 MiB of fp32, which fits the cache
+_NUM_VALUES = 2**18  # for each thread: 1 MiB of fp32, which fits its cache
 
 
 def row_pieces(
@@ -44,7 +45,7 @@ def _pieces(values: Tensor, packed: PackedTensor) -> Iterator[tuple[Tensor, Pack
             yield from _pieces(values[index], _each(packed, index, spec))
         return
     shared, rows = rows_per_scale(packed.spec.granularity, len(packed.shape)), packed.shape[0]
-    wanted = max(1, _NUM_VALUES * rows // max(1, values.numel()))
+    wanted = max(1, _NUM_VALUES * torch.get_num_threads() * rows // max(1, values.numel()))
     length = wanted if shared is None else max(1, wanted // shared) * shared
     if len(packed.shape) == 1 or length >= rows:  # along the only dim, bytes hold several codes
         yield values, packed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.formats import QuantSpec, parse_chain
-from octavo.core.ops.reference import stages
+from octavo.core.ops.stages import stages
 from octavo.kernels.triton.launch import default_geometry, rotates, start
 from octavo.kernels.triton.support import declined, takes, takes_state
 
@@ -37,7 +37,7 @@ def fake_quantize(x: Tensor, state: Sequence[Tensor], spec: str, range_mask: boo
     """Compute `octavo::fake_quantize`."""
     if not parse_chain(spec) or declined(spec) or not takes(x):
         return NotImplemented
-    for stage, tensors in stages(state, spec):
+    for stage, tensors in stages(x, state, spec):
         x = fake_quantized(x, tensors, stage)
         if x is NotImplemented:
             return NotImplemented
@@ -48,7 +48,7 @@ def rotated_fake_quantize(x: Tensor, block: int, state: Sequence[Tensor], spec: 
     """Compute `octavo::rotated_fake_quantize`."""
     if not parse_chain(spec) or declined(spec) or not takes(x):
         return NotImplemented
-    (first, tensors), *others = stages(state, spec)
+    (first, tensors), *others = stages(x, state, spec)
     x = fake_quantized(x, tensors, first, rotation=block)
     for stage, tensors in others:
         if x is not NotImplemented:
@@ -79,7 +79,7 @@ def fake_quantize_backward(grad: Tensor, x: Tensor, state: Sequence[Tensor], spe
     """Compute `octavo::fake_quantize_backward`."""
     if not parse_chain(spec) or declined(spec) or not (takes(x) and takes(grad)):
         return NotImplemented
-    chain = stages(state, spec)
+    chain = stages(x, state, spec)
     if grad.shape != x.shape or not any(stage.state for stage, _ in chain):
         return NotImplemented
     last = max(index for index, (stage, _) in enumerate(chain) if stage.state)

@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from octavo.core.plugins.markers import hookimpl
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
-    from octavo.core.training.fold_batch_norm import fold_batch_norm
     from octavo.core.training import QuantizedTraining, Schedule
+    from octavo.core.training.fold_batch_norm import fold_batch_norm
     from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
     from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -106,4 +108,32 @@ def test_a_shard_that_cannot_be_read_is_named(
         path.write_bytes(data[:-3])
 
     with pytest.raises(CheckpointError, match=re.escape(SECOND)):
+        verify_shards(tmp_path, written)
+
+
+def test_every_shard_is_on_the_disk_then(
+    tmp_path: Path, written: dict[str, ManifestEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    verify_shards(tmp_path, written)
+
+    assert sorted(flushed) == sorted({entry.shard for entry in written.values()})
+
+
+def test_a_disk_that_does_not_take_a_shard_is_not_passed_over(
+    tmp_path: Path, written: dict[str, ManifestEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    with pytest.raises(OSError, match="the disk is broken"):
         verify_shards(tmp_path, written)

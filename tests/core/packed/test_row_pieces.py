@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -10,6 +12,17 @@ from octavo.core.packed import PackedChain, PackedTensor
 from octavo.core.packed.row_pieces import row_pieces
 
 MATRIX = (900, 1000)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Runs are longer with more threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 SPECS = (
     (QuantSpec("e4m3", PerTensor()), MATRIX),
     (QuantSpec("int8", PerChannel(0)), MATRIX),
