@@ -129,7 +129,7 @@ def test_gradients_of_another_dtype() -> None:
     assert_same_bits(found, reference.fake_quantize_backward(grad, x, state, NVFP4_STATIC.key), "fp32")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(
     ("spec", "shape", "block"),
     [
