@@ -19,8 +19,10 @@ from octavo.core.modules import packed_layers, quantized_layers
 LAYER = "model.layers.0.mlp.down_proj"
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.bfloat16) for name in FORMATS), ("int8", torch.float32), ("nvfp4", torch.float32)],
+)
 def test_in_neutral_numbers_nothing_changes(name: str, dtype: torch.dtype) -> None:
     model = quantized_llama(FORMATS[name], dtype)
     expected = logits(model)
@@ -31,7 +33,9 @@ def test_in_neutral_numbers_nothing_changes(name: str, dtype: torch.dtype) -> No
     assert same_bits(logits(model), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("int3", "int8 tensor")])
+@pytest.mark.parametrize(
+    "name", ["int8", "fp8", "nvfp4", "mxfp4", "int4 then fp8", "smoothed int4", "low rank"]
+)
 def test_in_a_dialects_numbers_it_is_the_finalized_model(name: str) -> None:
     model = quantized_llama(FORMATS[name])
     with octavo.finalized(model, "unified_hf"):
