@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from runpy import run_path
 from sysconfig import get_platform
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -41,15 +40,9 @@ class KernelsBuildHook(BuildHookInterface):
             (FOLDER / name).unlink(missing_ok=True)
 
 
-def _builder() -> ModuleType:
-    """Return `kernels/cpu/build.py`, which needs nothing of the package around it."""
-    spec = spec_from_file_location("octavo_cpu_build", FOLDER / "build.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{FOLDER / 'build.py'} cannot be imported")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def _builder() -> SimpleNamespace:
+    """Return the names of `kernels/cpu/build.py`, which needs nothing of the package around it."""
+    return SimpleNamespace(**run_path(str(FOLDER / "build.py")))
 
 
 def _platform_tag() -> str:
