@@ -26,8 +26,12 @@ FEW = ["int4 g128", "int8 channel", "nvfp4", "e4m3 128x128", "mxfp6 e3m2"]
 
 @pytest.fixture(autouse=True)
 def _kernels() -> Iterator[None]:
+    """Small products: threads would wait for each other; `test_threads_change_nothing` has them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with kernels.using("cpu"):
         yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["baseline", "best"])
