@@ -84,11 +84,11 @@ def _pack(weight: StoredWeight) -> int:
     packed = PackedParameter(weight.codes(values), is_transposed(layer, slot))
     hold_packed(layer, slot, packed)
     layer.quantizers()[slot.quantizer].stages()[0].absorb()
-    errors, form = WeightErrors(), packed_form(layer, slot).dequantize(torch.float32)
-    is_apart = slot.is_stacked and not weight.is_in_one_tensor  # checkpoints hold one by one
-    for name, exact, stored in (
-        zip(weight.names(), values, form, strict=True) if is_apart else [("", values, form)]
-    ):
-        errors.add(name, exact, stored)
+    errors = WeightErrors()
+    if slot.is_stacked and not weight.is_in_one_tensor:  # checkpoints hold one by one
+        for index, name in enumerate(weight.names()):
+            errors.add(name, values[index], packed.tensor().one_of_stack(index))
+    else:
+        errors.add("", values, packed_form(layer, slot))
     packed.sqnr = tuple(errors.sqnr.values())
     return packed.num_bytes

@@ -21,15 +21,11 @@ class WeightErrors:
         self.sqnr: dict[str, float | None] = {}
 
     @torch.no_grad()
-    def add(self, name: str, values: Tensor, stored: PackedTensor | PackedChain | Tensor) -> None:
-        """Take in the weight `name`: its values, and the codes that stand for them, or what those stand for in fp32."""
+    def add(self, name: str, values: Tensor, stored: PackedTensor | PackedChain) -> None:
+        """Take in the weight `name`: its values, and the codes that stand for them."""
         signal = noise = 0.0
-        pieces = [(values, stored)] if isinstance(stored, Tensor) else row_pieces(values, stored)
-        for part, codes in pieces:
-            exact, rounded = (
-                part.float(),
-                codes if isinstance(codes, Tensor) else codes.dequantize(torch.float32),
-            )
+        for part, codes in row_pieces(values, stored):
+            exact = part.float()
             signal += float(exact.square().sum())
-            noise += float((rounded - exact).square_().sum())
+            noise += float(codes.dequantize(torch.float32).sub_(exact).square_().sum())
         self.sqnr[name] = decibels(signal, noise)
