@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def shared() -> Path:
             pytest.fail(f"{reason} and OCTAVO_REQUIRE_SHARED=1")
         pytest.skip(reason)
     return SHARED
+
+
+@pytest.fixture
+def reference_kernels() -> Iterator[None]:
+    """The reference alone, whose products with packed weights are those with the values: in the same order of sums."""
+    from octavo.core.ops.kernels import using
+
+    with using("reference"):
+        yield
 
 
 @pytest.fixture(scope="session")

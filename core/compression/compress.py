@@ -33,8 +33,9 @@ def compress(
 
     The codes are those of a checkpoint: the model is finalized for its dialect first, for good, and computes what that
     checkpoint stands for. Exporting it into that dialect gives the bytes that the uncompressed model would have given.
-    With `dialect="neutral"` the numbers of the simulation are packed: the model computes what it did, bit for bit, and
+    With `dialect="neutral"` the numbers of the simulation are packed: the model computes what it did, and
     cannot be exported. docs/compress.md says more.
+    Values are the same bit for bit; kernels may sum the products with them in another order (`OCTAVO_KERNELS`).
 
     Nothing is changed when it is refused. Interrupted half-way, the model computes the same and is packed in part; the
     same call packs the rest.

@@ -21,9 +21,9 @@ from octavo.core.plugins import plugins
 def decompress(model: nn.Module) -> nn.Module:
     """Give packed layers dense parameters, in place, layer by layer: the values that their codes stand for.
 
-    Codes do not give the original weights back. The model computes the same as before, bit for bit, and is then what
-    `fold_weight` makes: its weight quantizers are off, and it can be run, trained, saved and restored, and can be
-    neither exported nor unquantized.
+    Codes do not give the original weights back. The weights have the values that the codes stood for, and the model
+    is then what `fold_weight` makes: its weight quantizers are off, and it can be run, trained, saved and restored,
+    and can be neither exported nor unquantized.
 
     Args:
         model: A model with packed weights, all of them in memory; or what wraps it (PEFT, for one), which gives its

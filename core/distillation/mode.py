@@ -24,6 +24,9 @@ class DistillMode:
     def restore(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         """Do nothing: the teacher was not saved."""
 
+    def commit(self, model: nn.Module) -> None:
+        """Do nothing: nothing was replaced."""
+
     def undo(self, model: nn.Module) -> None:
         """Take the hooks off the model."""
         distillation = model.__dict__.pop(ATTRIBUTE, None)

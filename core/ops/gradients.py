@@ -48,9 +48,10 @@ def _setup_fake_quantize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _fake_quantize_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    if not ctx.saved_tensors:
+    saved = ctx.saved_tensors  # once: checkpointing unpacks them each time
+    if not saved:
         return grad, [None] * ctx.num_state, None, None
-    x, *state = ctx.saved_tensors
+    x, *state = saved
     grads = _state_grads(grad, x, state, ctx.spec, ctx.needs_input_grad[1])
     grad_x = masked(grad, x, state, ctx.spec) if ctx.has_mask and ctx.needs_input_grad[0] else grad
     return grad_x, grads, None, None

@@ -109,6 +109,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "presets": {"--json": False},
     "plugins": {"--json": False},
+    "kernels": {"--preset": None, "--json": False},
 }
 EXIT_CODES = {
     errors.OctavoError: 3,
@@ -118,6 +119,7 @@ EXIT_CODES = {
     errors.ShapeError: 3,
     errors.ModeError: 3,
     errors.PluginError: 3,
+    errors.TrainingError: 3,
     errors.CalibrationError: 4,
     errors.CheckpointError: 5,
     errors.ExportError: 5,

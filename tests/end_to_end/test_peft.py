@@ -19,7 +19,10 @@ from octavo.core.modes.record import history
 
 peft = pytest.importorskip("peft")
 # PEFT 0.21 asks transformers 5.23 for an attribute by its old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.usefixtures("reference_kernels"),  # bits of products are compared
+]
 LAYERS = ["q_proj", "up_proj"]
 
 

@@ -16,6 +16,8 @@ from helpers.modes_saved import logits
 from helpers.tiny import tiny_llama, token_batches
 from octavo.core.modules import packed_layers, quantized_layers
 
+pytestmark = pytest.mark.usefixtures("reference_kernels")  # bits of products are compared
+
 LAYER = "model.layers.0.mlp.down_proj"
 
 

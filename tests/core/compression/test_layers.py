@@ -14,6 +14,8 @@ from helpers.calibration_snapshot import same_bits
 from helpers.compressed_models import weights_only
 from octavo.core.modules import QuantExperts, packed_layers
 
+pytestmark = pytest.mark.usefixtures("reference_kernels")  # bits of products are compared
+
 MOE: dict[str, Any] = {
     "moe_intermediate_size": 32,
     "num_experts": 4,

@@ -78,7 +78,7 @@ def test_an_unknown_mode_is_refused_with_the_known_ones(folder: Path) -> None:
 
     refused(
         folder,
-        r"^unknown mode 'quantise'; known: quantize, fold_weight, compress. Did you mean 'quantize'\?$",
+        r"^unknown mode 'quantise'; known: quantize, fold_weight, distill, compress. Did you mean 'quantize'\?$",
         ModeError,
     )
 

@@ -99,7 +99,7 @@ def test_a_mode_that_fails_is_not_recorded() -> None:
 
 
 def test_an_unknown_mode_is_refused_with_the_nearest() -> None:
-    message = r"^unknown mode 'quantise'; known: quantize, fold_weight, compress. Did you mean 'quantize'\?$"
+    message = r"^unknown mode 'quantise'; known: quantize, fold_weight, distill, compress. Did you mean 'quantize'\?$"
 
     with pytest.raises(ModeError, match=message):
         mode_named("quantise")

@@ -11,6 +11,8 @@ from octavo.core import ops
 from octavo.core.formats import Quantized
 from octavo.core.packed import PackedTensor
 
+pytestmark = pytest.mark.usefixtures("reference_kernels")  # bits of products are compared
+
 
 @pytest.mark.parametrize("name", ["nvfp4", "int8 per channel"])
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,6 +11,8 @@ from torch.nn.functional import linear
 
 from helpers.packed_views import FLAT_NAMES, view_and_dense
 
+pytestmark = pytest.mark.usefixtures("reference_kernels")  # bits of products are compared
+
 PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "linear": lambda x, w, b: linear(x, w),
     "linear with bias": lambda x, w, b: linear(x, w, b),

@@ -106,6 +106,7 @@ def test_the_others_are_loaded(rows: dict[tuple[str, str], dict[str, Any]]) -> N
         ("built-in", "compressed_tensors"),
         ("built-in", "tensorrt_llm"),
         ("built-in", "foreign"),
+        ("built-in", "cpu"),
         ("built-in", "triton"),
         ("good-distribution", "good"),
     ]

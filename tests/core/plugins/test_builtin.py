@@ -21,6 +21,7 @@ def test_the_package_declares_them() -> None:
         "octavo.exporters.compressed_tensors.plugin",
         "octavo.exporters.tensorrt_llm.plugin",
         "octavo.exporters.foreign.plugin",
+        "octavo.kernels.cpu.plugin",
         "octavo.kernels.triton.plugin",
     )
 
@@ -34,6 +35,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
         ("compressed_tensors", None),
         ("tensorrt_llm", None),
         ("foreign", None),
+        ("cpu", None),
         ("triton", None),
     ]
     assert [status.info for status in found] == [
@@ -44,6 +46,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
         ),
         PluginInfo("tensorrt_llm", "TensorRT-LLM checkpoints, divided over ranks", ()),
         PluginInfo("foreign", "Reads checkpoints of AutoAWQ and GPTQ", ()),
+        PluginInfo("cpu", "Compiled kernels for the CPU", ()),
         PluginInfo("triton", "Kernels for NVIDIA devices, in Triton", ("triton",)),
     ]
 

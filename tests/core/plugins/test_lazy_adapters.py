@@ -49,6 +49,7 @@ def test_they_are_listed_where_their_framework_cannot_be_imported(tmp_path: Path
         "compressed_tensors": None,
         "tensorrt_llm": None,
         "foreign": None,
+        "cpu": None,
         "triton": None,
     }
     assert rows["huggingface"]["requires"] == ["transformers"]

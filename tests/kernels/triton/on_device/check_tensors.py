@@ -25,6 +25,7 @@ from helpers.triton_cases import (
     assert_same_bits,
     poison_new_tensors,
 )
+from octavo.core.errors import ShapeError
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, PerToken, QuantSpec, chain_key
 from octavo.core.formats.hadamard import hadamard_transform
 from octavo.core.ops import reference
@@ -172,15 +173,19 @@ def test_what_is_left_to_the_reference() -> None:
         (x.double(), [amax], INT8_CHANNEL),
         (x[:0], [amax[:0]], INT8_CHANNEL),
         (x.sum(), [], QuantSpec("int8", dynamic=True)),
-        (x, [amax[:3]], INT8_CHANNEL),
-        (x, [amax.double()], INT8_CHANNEL),
-        (x, [amax], QuantSpec("int8", PerChannel(2))),
         (x[None], [], QuantSpec("int8", PerBlock(((-3, 1),)), dynamic=True)),
         (x, [], QuantSpec("int8", PerBlock(((-1, 256), (-2, 128))), dynamic=True)),
     ]:
         assert rounding.fake_quantize(tensor, state, spec.key, True) is NotImplemented, str(spec)
         assert packing.quantize(tensor, state, spec.key) is NotImplemented, str(spec)
         assert rounding.fake_quantize_backward(tensor, tensor, state, spec.key) is NotImplemented, str(spec)
+    for state, spec in [
+        (amax[:3], INT8_CHANNEL),
+        (amax.double(), INT8_CHANNEL),
+        (amax, QuantSpec("int8", PerChannel(2))),
+    ]:
+        with pytest.raises(ShapeError, match=r"found|does not exist"):
+            rounding.fake_quantize(x, [state], spec.key, True)
     assert rounding.fake_quantize(x, [], chain_key([]), True) is NotImplemented
     payload, scale = packing.quantize(x, [amax], INT8_CHANNEL.key)
     for parts in [
