@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octavo.kernels.cpu import packed_product, squared_error
 from octavo.kernels.cpu.codes import dequantize, quantize
 from octavo.kernels.cpu.elementwise import amax, fake_quantize, fake_quantize_backward
 from octavo.kernels.cpu.library import library
-from octavo.kernels.cpu.packed_product import declines, packed_expert_linear, packed_linear
 
-_PRODUCTS = (packed_linear, packed_expert_linear)
+# Of weights that are read as matrices; each module says which formats it leaves to the reference.
+_OF_MATRICES = {
+    "squared_error": squared_error,
+    "packed_linear": packed_product,
+    "packed_expert_linear": packed_product,
+}
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (amax, fake_quantize, fake_quantize_backward, quantize, dequantize, *_PRODUCTS)
+    **{each.__name__: each for each in (amax, fake_quantize, fake_quantize_backward, quantize, dequantize)},
+    **{name: getattr(module, name) for name, module in _OF_MATRICES.items()},
 }
 
 
@@ -33,8 +38,8 @@ class CpuKernels:
 
     def declines(self, operator: str, spec: str) -> str | None:
         """Return why `operator` is left to the reference for `spec`, or None."""
-        if operator in {product.__name__ for product in _PRODUCTS}:
-            return declines(spec)
+        if operator in _OF_MATRICES:
+            return _OF_MATRICES[operator].declines(spec)
         return None if operator in self.operators() else "not compiled"
 
 
