@@ -9,37 +9,59 @@
 
 namespace {
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // Doubles never leave this file
-typedef double Doubles __attribute__((vector_size(8 * WIDTH)));
+#pragma GCC diagnostic ignored "-Wpsabi"  // these vectors never leave this file
+constexpr int64_t HALF = WIDTH / 2;  // doubles of a register
+typedef float HalfFloats __attribute__((vector_size(4 * HALF)));
+typedef double Doubles __attribute__((vector_size(8 * HALF)));
 
 constexpr int64_t RUN = 512, QUARTER = RUN / 4;
 
-inline Doubles squared(Floats x) {
-    Doubles wide = __builtin_convertvector(x, Doubles);
-    return wide * wide;
+// Of the general conversion, compilers make more than is needed.
+inline Doubles widened(HalfFloats x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Doubles>(_mm512_cvtps_pd(reinterpret_cast<__m256>(x)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Doubles>(_mm256_cvtps_pd(reinterpret_cast<__m128>(x)));
+#else
+    return __builtin_convertvector(x, Doubles);
+#endif
 }
 
-inline double folded(Doubles (&sums)[QUARTER / WIDTH]) {
-    for (int64_t half = QUARTER / WIDTH / 2; half > 0; half /= 2)
+// Exact squares of WIDTH numbers.
+struct Squares {
+    Doubles low, high;
+
+    static Squares of(Floats x) {
+        HalfFloats halves[2];
+        memcpy(halves, &x, sizeof x);
+        Doubles low = widened(halves[0]), high = widened(halves[1]);
+        return {low * low, high * high};
+    }
+};
+
+inline Squares operator+(Squares a, Squares b) { return {a.low + b.low, a.high + b.high}; }
+
+// Adds the second half of the numbers to the first until one is left.
+inline double folded(double (&sums)[QUARTER]) {
+    for (int64_t half = QUARTER / 2; half >= HALF; half /= 2)
+        for (int64_t i = 0; i < half; i += HALF)
+            write(sums + i, read<Doubles>(sums + i, WIDTH) + read<Doubles>(sums + half + i, WIDTH), WIDTH);
+    for (int64_t half = HALF / 2; half > 0; half /= 2)
         for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-    for (int64_t half = WIDTH / 2; half > 0; half /= 2)
-        for (int64_t lane = 0; lane < half; ++lane) sums[0][lane] += sums[0][lane + half];
-    return sums[0][0];
+    return sums[0];
 }
 
-// Sums RUN values and their errors. Each first sum is of the same place in all quarters, halves first.
+// Sums RUN values and their errors. The first sums are of the same place in all quarters, as two foldings make them.
 template <class Dtype>
 inline void sum_run(const typename Dtype::Stored* x, const float* stored, double* signal, double* noise) {
-    Doubles signals[QUARTER / WIDTH], noises[QUARTER / WIDTH];
+    alignas(64) double signals[QUARTER], noises[QUARTER];
     for (int64_t i = 0; i < QUARTER; i += WIDTH) {
-        Doubles exact[4], error[4];
-        for (int64_t quarter = 0; quarter < 4; ++quarter) {
-            Floats values = Dtype::load(x + quarter * QUARTER + i, WIDTH);
-            exact[quarter] = squared(values);
-            error[quarter] = squared(Fp32::load(stored + quarter * QUARTER + i, WIDTH) - values);
-        }
-        signals[i / WIDTH] = (exact[0] + exact[2]) + (exact[1] + exact[3]);
-        noises[i / WIDTH] = (error[0] + error[2]) + (error[1] + error[3]);
+        auto values = [=](int64_t quarter) { return Dtype::load(x + quarter * QUARTER + i, WIDTH); };
+        auto errors = [=](int64_t quarter) { return Fp32::load(stored + quarter * QUARTER + i, WIDTH) - values(quarter); };
+        Squares exact = (Squares::of(values(0)) + Squares::of(values(2))) + (Squares::of(values(1)) + Squares::of(values(3)));
+        Squares error = (Squares::of(errors(0)) + Squares::of(errors(2))) + (Squares::of(errors(1)) + Squares::of(errors(3)));
+        memcpy(signals + i, &exact, sizeof exact);
+        memcpy(noises + i, &error, sizeof error);
     }
     *signal = folded(signals);
     *noise = folded(noises);
