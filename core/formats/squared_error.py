@@ -28,8 +28,9 @@ def run_sums(x: Tensor, stored: Tensor) -> Tensor:
     """
     exact = x.float()
     both = torch.stack([exact, stored - exact]).double()
-    runs = pad(both, (0, -both.shape[-1] % RUN)).unflatten(-1, (num_runs(both.shape[-1]), RUN))
-    return folded(runs.square_())
+    columns = both.shape[-1]
+    runs = pad(both, (0, -columns % RUN)).reshape(*both.shape[:-1], num_runs(columns), RUN)
+    return folded(runs.square())
 
 
 def folded(x: Tensor) -> Tensor:

@@ -10,15 +10,21 @@ from octavo.kernels.cpu.codes import dequantize, quantize
 from octavo.kernels.cpu.elementwise import amax, fake_quantize, fake_quantize_backward
 from octavo.kernels.cpu.library import library
 
-# Of weights that are read as matrices; each module says which formats it leaves to the reference.
-_OF_MATRICES = {
-    "squared_error": squared_error,
-    "packed_linear": packed_product,
-    "packed_expert_linear": packed_product,
-}
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
-    **{each.__name__: each for each in (amax, fake_quantize, fake_quantize_backward, quantize, dequantize)},
-    **{name: getattr(module, name) for name, module in _OF_MATRICES.items()},
+    "amax": amax,
+    "fake_quantize": fake_quantize,
+    "fake_quantize_backward": fake_quantize_backward,
+    "quantize": quantize,
+    "dequantize": dequantize,
+    "squared_error": squared_error.squared_error,
+    "packed_linear": packed_product.packed_linear,
+    "packed_expert_linear": packed_product.packed_expert_linear,
+}
+# Those of weights that are read as matrices say which formats they leave to the reference.
+_DECLINES: Mapping[str, Callable[[str], str | None]] = {
+    "squared_error": squared_error.declines,
+    "packed_linear": packed_product.declines,
+    "packed_expert_linear": packed_product.declines,
 }
 
 
@@ -38,8 +44,8 @@ class CpuKernels:
 
     def declines(self, operator: str, spec: str) -> str | None:
         """Return why `operator` is left to the reference for `spec`, or None."""
-        if operator in _OF_MATRICES:
-            return _OF_MATRICES[operator].declines(spec)
+        if operator in _DECLINES:
+            return _DECLINES[operator](spec)
         return None if operator in self.operators() else "not compiled"
 
 
