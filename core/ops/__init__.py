@@ -12,6 +12,7 @@ from octavo.core.ops.calls import (
     packed_linear,
     quantize,
     rotated_fake_quantize,
+    squared_error,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "packed_linear",
     "quantize",
     "rotated_fake_quantize",
+    "squared_error",
 ]

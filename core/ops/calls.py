@@ -105,6 +105,11 @@ def dequantize(quantized: Quantized, spec: QuantSpec, shape: Sequence[int], dtyp
     return cast(Tensor, torch.ops.octavo.dequantize(*quantized, spec.key, shape, dtype))
 
 
+def squared_error(x: Tensor, quantized: Quantized, spec: QuantSpec) -> Tensor:
+    """Return the sums of squares of `x` and of the errors of its codes; see `formats.squared_error.run_sums`."""
+    return cast(Tensor, torch.ops.octavo.squared_error(x, *quantized, spec.key))
+
+
 def packed_linear(
     x: Tensor,
     bias: Tensor | None,

@@ -12,6 +12,7 @@ from octavo.core.errors import UnsupportedError
 from octavo.core.formats import Quantized, parse_chain
 from octavo.core.formats.packing import packed_length
 from octavo.core.formats.scales import SCALE_DTYPES
+from octavo.core.formats.squared_error import num_runs
 from octavo.core.ops.packed_checks import check_packed_expert_linear, check_packed_linear
 from octavo.core.ops.reference import product
 from octavo.core.ops.schema import LIBRARY
@@ -94,6 +95,13 @@ def dequantize(
     return payload.new_empty(shape, dtype=dtype)
 
 
+def squared_error(
+    x: Tensor, payload: Tensor, scale: Tensor, global_scale: Tensor | None, spec: str
+) -> Tensor:
+    _check_values(x, payload, scale, global_scale)
+    return x.new_empty((2, *x.shape[:-1], num_runs(x.shape[-1])), dtype=torch.float64)
+
+
 def packed_linear(
     x: Tensor,
     bias: Tensor | None,
@@ -158,6 +166,7 @@ for _function in (
     fake_quantized_linear,
     quantize,
     dequantize,
+    squared_error,
     packed_linear,
     packed_expert_linear,
     packed_expert_linear_backward,

@@ -13,6 +13,7 @@ from octavo.core import formats
 from octavo.core.formats import Quantized, QuantSpec, parse_chain
 from octavo.core.formats.hadamard import hadamard_transform
 from octavo.core.formats.spec import unstacked_chain
+from octavo.core.formats.squared_error import run_sums
 from octavo.core.ops.calls import operand
 from octavo.core.ops.kernels import run
 from octavo.core.ops.packed_checks import (
@@ -109,6 +110,13 @@ def dequantize(
     return formats.dequantize(payload, scale, global_scale, only, shape, dtype).contiguous()
 
 
+def squared_error(
+    x: Tensor, payload: Tensor, scale: Tensor, global_scale: Tensor | None, spec: str
+) -> Tensor:
+    parts = (payload, scale, global_scale)
+    return run_sums(x, torch.ops.octavo.dequantize(*parts, spec, x.shape, torch.float32))
+
+
 def packed_linear(
     x: Tensor,
     bias: Tensor | None,
@@ -202,6 +210,7 @@ OPERATORS = (
     fake_quantized_linear,
     quantize,
     dequantize,
+    squared_error,
     packed_linear,
     packed_expert_linear,
     packed_expert_linear_backward,

@@ -32,6 +32,9 @@ SCHEMAS = (
     "quantize(Tensor x, Tensor[] state, str spec) -> Tensor[]",
     "dequantize(Tensor payload, Tensor scale, Tensor? global_scale, str spec, SymInt[] shape, "
     "ScalarType dtype) -> Tensor",
+    # [2, ..., runs], float64: sums of squares of x and of dequantize(payload, …) - x for runs of its columns, in the
+    # order of formats.squared_error.
+    "squared_error(Tensor x, Tensor payload, Tensor scale, Tensor? global_scale, str spec) -> Tensor",
     # linear(fake_quantize(x), weight, bias) with weight = fake_quantize(dequantize(payload, …), then_spec), of
     # weight_dtype and shape [payload.shape[0], x.shape[-1]]; gradients reach x and bias.
     "packed_linear(Tensor x, Tensor? bias, Tensor[] x_state, str x_spec, Tensor payload, Tensor scale, "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.core import ops
 from octavo.core.formats import QuantSpec
+from octavo.core.formats.squared_error import run_sums
 from octavo.core.packed.packed_tensor import PackedTensor
 
 
@@ -30,3 +31,7 @@ class PackedChain:
         """Return the values in `dtype` or the original one; every rounding is in the original one."""
         values = ops.fake_quantize(self.first.dequantize(), list(self.state), self.then.key)
         return values if dtype is None else values.to(dtype)
+
+    def squared_error(self, x: Tensor) -> Tensor:
+        """Return the sums of squares of `x`, of this shape, and of the errors (`formats.squared_error.run_sums`)."""
+        return run_sums(x, self.dequantize(torch.float32))

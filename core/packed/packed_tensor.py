@@ -51,6 +51,10 @@ class PackedTensor:
         parts = Quantized(self.payload, self.scale, self.global_scale)
         return ops.dequantize(parts, self.spec, self.shape, dtype or self.dtype)
 
+    def squared_error(self, x: Tensor) -> Tensor:
+        """Return the sums of squares of `x`, of this shape, and of the errors (`formats.squared_error.run_sums`)."""
+        return ops.squared_error(x, Quantized(self.payload, self.scale, self.global_scale), self.spec)
+
     def one_of_stack(self, index: int) -> PackedTensor:
         """Return one of stacked tensors, as views."""
         second = None if self.global_scale is None else self.global_scale[index]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.calibration.solvers.sqnr import decibels
+from octavo.core.formats.squared_error import folded
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.core.packed.row_pieces import row_pieces
 
@@ -23,9 +24,6 @@ class WeightErrors:
     @torch.no_grad()
     def add(self, name: str, values: Tensor, stored: PackedTensor | PackedChain) -> None:
         """Take in the weight `name`: its values, and the codes that stand for them."""
-        signal = noise = 0.0
-        for part, codes in row_pieces(values, stored):
-            exact = part.float()
-            signal += float(exact.square().sum())
-            noise += float(codes.dequantize(torch.float32).sub_(exact).square_().sum())
+        runs = [codes.squared_error(part).flatten(1) for part, codes in row_pieces(values, stored)]
+        signal, noise = folded(torch.cat(runs, dim=1)).tolist()
         self.sqnr[name] = decibels(signal, noise)

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octavo.kernels.cpu import packed_product, squared_error
 from octavo.kernels.cpu.codes import dequantize, quantize
 from octavo.kernels.cpu.elementwise import amax, fake_quantize, fake_quantize_backward
 from octavo.kernels.cpu.library import library
-from octavo.kernels.cpu.packed_product import declines, packed_expert_linear, packed_linear
 
-_PRODUCTS = (packed_linear, packed_expert_linear)
 _OPERATORS: Mapping[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (amax, fake_quantize, fake_quantize_backward, quantize, dequantize, *_PRODUCTS)
+    "amax": amax,
+    "fake_quantize": fake_quantize,
+    "fake_quantize_backward": fake_quantize_backward,
+    "quantize": quantize,
+    "dequantize": dequantize,
+    "squared_error": squared_error.squared_error,
+    "packed_linear": packed_product.packed_linear,
+    "packed_expert_linear": packed_product.packed_expert_linear,
+}
+# Those of weights that are read as matrices say which formats they leave to the reference.
+_DECLINES: Mapping[str, Callable[[str], str | None]] = {
+    "squared_error": squared_error.declines,
+    "packed_linear": packed_product.declines,
+    "packed_expert_linear": packed_product.declines,
 }
 
 
@@ -33,8 +44,8 @@ class CpuKernels:
 
     def declines(self, operator: str, spec: str) -> str | None:
         """Return why `operator` is left to the reference for `spec`, or None."""
-        if operator in {product.__name__ for product in _PRODUCTS}:
-            return declines(spec)
+        if operator in _DECLINES:
+            return _DECLINES[operator](spec)
         return None if operator in self.operators() else "not compiled"
 
 

@@ -63,6 +63,7 @@ def test_every_operator_over_layouts(spec: QuantSpec, layout: str, dtype: torch.
     payload, scale, *rest = torch.ops.octavo.quantize(x, state, spec.key)
     global_scale = rest[0] if rest else None
     assert_same(torch.ops.octavo.dequantize, payload, scale, global_scale, spec.key, list(x.shape), dtype)
+    assert_same(torch.ops.octavo.squared_error, x, payload, scale, global_scale, spec.key)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -39,11 +39,9 @@ def test_operators_without_gradient(spec: QuantSpec) -> None:
     opcheck(octavo_ops.quantize.default, (x, state, spec.key))
     opcheck(octavo_ops.fake_quantize_backward.default, (normal(*x.shape, seed=1), x, state, spec.key))
     parts = ops.quantize(x, state, spec)
-    opcheck(
-        octavo_ops.dequantize.default,
-        (*parts, spec.key, x.shape, torch.bfloat16),
-        **({"test_utils": WITHOUT_SCHEMA} if parts.scale.dtype == torch.float8_e4m3fn else {}),
-    )
+    utils = {"test_utils": WITHOUT_SCHEMA} if parts.scale.dtype == torch.float8_e4m3fn else {}
+    opcheck(octavo_ops.dequantize.default, (*parts, spec.key, x.shape, torch.bfloat16), **utils)
+    opcheck(octavo_ops.squared_error.default, (x, *parts, spec.key), **utils)
 
 
 @pytest.mark.parametrize(
