@@ -15,6 +15,7 @@ from octavo.core.formats.pieces import pieces
 from octavo.core.formats.rounding import decode, encode, round_to_grid
 from octavo.core.formats.scales import Scales, beside, scales_from_amax, step_from_stored
 from octavo.core.formats.spec import QuantSpec
+from octavo.core.formats.tensor_like import TensorLike
 
 RANGE_SLACK = 1 + 2.0**-20
 # Bits of numbers without a sign are ordered as the numbers, NaN last; integers are compared twice as fast.
@@ -128,7 +129,7 @@ def dequantize(
     return unblocked(values, spec.granularity, shape)
 
 
-def check_shapes(payload: Tensor, scale: Tensor, spec: QuantSpec, shape: Sequence[int]) -> None:
+def check_shapes(payload: TensorLike, scale: TensorLike, spec: QuantSpec, shape: Sequence[int]) -> None:
     """Check the parts of a quantized tensor of `shape`.
 
     Raises:

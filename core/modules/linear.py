@@ -42,10 +42,10 @@ class QuantLinear(QuantModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
-        weight = self.held("weight")
-        output = quantized_linear(input, self.input_quantizer, weight, self.weight_quantizer, self.bias)
+        x_quantizer, weight_quantizer = self.input_quantizer, self.weight_quantizer
+        output = quantized_linear(input, x_quantizer, self.held("weight"), weight_quantizer, self.bias)
         output = cast(Tensor, self.output_quantizer(output))
-        correction = low_rank_output(input, self.input_quantizer, self.weight_quantizer)
+        correction = low_rank_output(input, x_quantizer, weight_quantizer)
         return output if correction is None else output + correction
 
 
@@ -93,8 +93,8 @@ def quantized_linear(
 
 def low_rank_output(x: Tensor, x_quantizer: Quantizer, weight_quantizer: Quantizer) -> Tensor | None:
     """Return what a weight's low-rank correction adds to the output for `x` [..., in]; None when there is none."""
-    weights, inputs = weight_quantizer.stages()[0], x_quantizer.stages()[0]
+    weights = weight_quantizer.stages()[0]
     if weights.low_rank_down is None or weights.low_rank_up is None:
         return None
-    inner = F.linear(inputs.scaled(x), weights.low_rank_down.to(x.dtype))
+    inner = F.linear(x_quantizer.stages()[0].scaled(x), weights.low_rank_down.to(x.dtype))
     return F.linear(inner, weights.low_rank_up.to(x.dtype))

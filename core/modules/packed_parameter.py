@@ -59,7 +59,8 @@ class PackedParameter(nn.Module):
 
     def quantized(self) -> Quantized:
         """Return codes and scales in the dtypes that the operators take."""
-        second = None if self.global_scale is None else from_bytes(self.global_scale, torch.float32)
+        second = self.global_scale
+        second = None if second is None else from_bytes(second, torch.float32)
         return Quantized(self.payload, from_bytes(self.scale, SCALE_DTYPES[self.spec.scale]), second)
 
     def tensor(self) -> PackedTensor:

@@ -148,8 +148,9 @@ def packed_linear(
         UnsupportedError: tensors are on several devices.
     """
     sides = (x_state, x_spec, *weight, weight_spec.key, then_state, then_spec, weight_dtype, x_range_mask)
-    dtype = _autocast_dtype(x) or (x.dtype if x.is_floating_point() and x.dtype != weight_dtype else None)
-    return cast(Tensor, torch.ops.octavo.packed_linear(x, bias, *sides, dtype))
+    is_cast = x.is_floating_point() and x.dtype != weight_dtype
+    dtype = _autocast_dtype(x) or (x.dtype if is_cast else None)
+    return cast(Tensor, torch.ops.octavo.packed_linear.default(x, bias, *sides, dtype))
 
 
 def packed_expert_linear(

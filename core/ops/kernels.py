@@ -43,14 +43,13 @@ class Kernels(Protocol):
 _only: list[tuple[str, ...]] = []
 
 
-def run(operator: str, reference: Callable[..., Any], *args: Any) -> Any:
-    """Return what the first kernel for the device of `args` computes, or else `reference`."""
-    device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
-    for function in _functions(device, selected()).get(operator, ()):
-        result = function(*args)
+def run(operator: str, reference: Callable[..., Any], first: Tensor, *rest: Any) -> Any:
+    """Return what the first kernel for the device of an operator's first tensor computes, or else `reference`."""
+    for function in _functions(first.device.type, selected()).get(operator, ()):
+        result = function(first, *rest)
         if result is not NotImplemented:
             return result
-    return reference(*args)
+    return reference(first, *rest)
 
 
 def selected() -> tuple[str, ...] | None:

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from octavo.core.errors import ShapeError, UnsupportedError
-from octavo.core.formats import Quantized, QuantSpec, parse_chain
+from octavo.core.formats import QuantSpec, parse_chain
 from octavo.core.formats.quantization import check_shapes
+from octavo.core.formats.tensor_like import TensorLike
 from octavo.core.ops.stages import check_stored
+
+Weight = tuple[TensorLike, TensorLike, TensorLike | None]  # payload, scale, global scale
+
+
+class Kind(NamedTuple):
+    """What is checked of a tensor; hashable, so that a kernel checks operands of one kind once."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Kind:
+        """Return the kind of a tensor without symbolic sizes."""
+        return cls(tensor.shape, tensor.dtype, tensor.device)
 
 
 def check_packed_linear(
-    x: Tensor,
-    bias: Tensor | None,
-    weight: Quantized,
+    x: TensorLike,
+    bias: TensorLike | None,
+    weight: Weight,
     weight_spec: str,
     weight_dtype: torch.dtype,
     dtype: torch.dtype | None,
@@ -27,16 +44,16 @@ def check_packed_linear(
         ShapeError: a shape or a dtype does not fit.
         UnsupportedError: a tensor is on another device than `x`.
     """
-    if x.dim() == 0:
+    if len(x.shape) == 0:
         raise ShapeError("x of a packed linear layer is [..., in_features], found a scalar")
     _check(x, bias, weight, weight_spec, weight_dtype, dtype, num_dims=2)
 
 
 def check_packed_expert_linear(
-    x: Tensor,
-    expert: Tensor,
-    bias: Tensor | None,
-    weight: Quantized,
+    x: TensorLike,
+    expert: TensorLike,
+    bias: TensorLike | None,
+    weight: Weight,
     weight_spec: str,
     weight_dtype: torch.dtype,
     dtype: torch.dtype | None,
@@ -46,9 +63,9 @@ def check_packed_expert_linear(
     Raises:
         ShapeError, UnsupportedError: as `check_packed_linear`.
     """
-    if x.dim() != 2:
+    if len(x.shape) != 2:
         raise ShapeError(f"x of packed experts is [rows, in_features], found shape {tuple(x.shape)}")
-    if expert.dtype != torch.int64 or expert.dim() != 1 or expert.shape[0] != x.shape[0]:
+    if expert.dtype != torch.int64 or len(expert.shape) != 1 or expert.shape[0] != x.shape[0]:
         raise ShapeError(
             f"expert is int64 [{x.shape[0]}], a weight for each row of x, "
             f"found {_name(expert.dtype)} {list(expert.shape)}"
@@ -71,16 +88,16 @@ def check_experts(used: Sequence[int], num_experts: int) -> None:
 
 
 def _check(
-    x: Tensor,
-    bias: Tensor | None,
-    weight: Quantized,
+    x: TensorLike,
+    bias: TensorLike | None,
+    weight: Weight,
     weight_spec: str,
     weight_dtype: torch.dtype,
     dtype: torch.dtype | None,
     num_dims: int,
 ) -> None:
-    payload = weight.payload
-    if payload.dim() != num_dims:
+    payload, _, _ = weight
+    if len(payload.shape) != num_dims:
         raise ShapeError(f"payload of the weight has {num_dims} dims, found shape {tuple(payload.shape)}")
     (spec,) = parse_chain(weight_spec)
     _check_parts(x, weight, spec, (*payload.shape[:-1], x.shape[-1]))
@@ -91,7 +108,7 @@ def _check(
         _check_dtypes(x, bias, weight_dtype)
 
 
-def _check_parts(x: Tensor, weight: Quantized, spec: QuantSpec, shape: tuple[int, ...]) -> None:
+def _check_parts(x: TensorLike, weight: Weight, spec: QuantSpec, shape: tuple[int, ...]) -> None:
     if spec.is_stacked != (len(shape) == 3):
         raise ShapeError(f"a weight of shape {shape} is not of the format {spec}")
     payload, scale, global_scale = weight
@@ -104,21 +121,21 @@ def _check_parts(x: Tensor, weight: Quantized, spec: QuantSpec, shape: tuple[int
         )
 
 
-def _check_shape(name: str, part: Tensor, shape: Sequence[int]) -> None:
+def _check_shape(name: str, part: TensorLike, shape: Sequence[int]) -> None:
     if tuple(part.shape) != tuple(shape):
         raise ShapeError(f"{name} has shape {tuple(shape)}, found {tuple(part.shape)}")
 
 
-def _check_dtypes(x: Tensor, bias: Tensor | None, weight_dtype: torch.dtype) -> None:
+def _check_dtypes(x: TensorLike, bias: TensorLike | None, weight_dtype: torch.dtype) -> None:
     found = {"x": x.dtype, "the weight's values": weight_dtype}
     if bias is not None:
         found["bias"] = bias.dtype
-    if len(set(found.values())) > 1 or not x.is_floating_point():
+    if len(set(found.values())) > 1 or not x.dtype.is_floating_point:
         listed = ", ".join(f"{name} {_name(dtype)}" for name, dtype in found.items())
         raise ShapeError(f"operands of a product outside autocast have one float dtype, found {listed}")
 
 
-def _check_device(x: Tensor, name: str, part: Tensor) -> None:
+def _check_device(x: TensorLike, name: str, part: TensorLike) -> None:
     if part.device != x.device and x.device.type != "meta":
         raise UnsupportedError(f"x is on {x.device} and {name} on {part.device}; move one to the other")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.core.errors import ShapeError, UnsupportedError
 from octavo.core.formats import QuantSpec, parse_chain
 from octavo.core.formats.scales import SCALE_DTYPES
+from octavo.core.formats.tensor_like import TensorLike
 
 
 def stages(x: Tensor, state: Sequence[Tensor], spec: str) -> list[tuple[QuantSpec, Sequence[Tensor]]]:
@@ -37,7 +38,9 @@ def stages(x: Tensor, state: Sequence[Tensor], spec: str) -> list[tuple[QuantSpe
     return found
 
 
-def check_stored(payload: Tensor, scale: Tensor, global_scale: Tensor | None, spec: QuantSpec) -> None:
+def check_stored(
+    payload: TensorLike, scale: TensorLike, global_scale: TensorLike | None, spec: QuantSpec
+) -> None:
     """Check the dtypes and devices of a quantized tensor's parts; their shapes are checked where it is dequantized.
 
     Raises:

@@ -180,11 +180,8 @@ class TensorQuantizer(nn.Module):
             x = self._rotated_and_rounded(self.scaled(x), self.rotation)
             return self.rotation.apply(x) if self.rotation.back else x
         x = self.observe(x)
-        if self.bias is None or not self.is_active:
-            x = self._rounded(x)
-        else:
-            bias = self._bias_of(x, self.bias)
-            x = self._rounded(x - bias) + bias
+        if self.is_active:
+            x = self._rounded(x) if self.bias is None else self._rounded_around(x, self.bias)
         return self.rotation.apply(x) if self.rotation is not None and self.rotation.back else x
 
     def observe(self, x: Tensor) -> Tensor:
@@ -202,6 +199,10 @@ class TensorQuantizer(nn.Module):
 
     def _rounded(self, x: Tensor) -> Tensor:
         return ops.operand(x, self.active_state(), self.active_key, self.range_mask)
+
+    def _rounded_around(self, x: Tensor, bias: Bias) -> Tensor:
+        value = self._bias_of(x, bias)
+        return self._rounded(x - value) + value
 
     def _rotated_and_rounded(self, x: Tensor, rotation: Rotation) -> Tensor:
         block = hadamard_block(x.shape[-1], rotation.block_size)

@@ -8,26 +8,32 @@ weight's values are those of the reference, bit for bit; sums are in fp32 and ro
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from types import NotImplementedType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from octavo.core.formats import Quantized, parse_chain
 from octavo.core.formats.spec import unstacked_chain
 from octavo.core.ops.calls import NOTHING, operand
-from octavo.core.ops.packed_checks import check_experts, check_packed_expert_linear, check_packed_linear
+from octavo.core.ops.packed_checks import (
+    Kind,
+    check_experts,
+    check_packed_expert_linear,
+    check_packed_linear,
+)
+from octavo.kernels.cpu.compiled import DTYPES
 from octavo.kernels.cpu.int8_product import int8_product, multiplies_exactly
 from octavo.kernels.cpu.library import library
 from octavo.kernels.cpu.machine import multiplies_bfloat16, multiplies_int8
 from octavo.kernels.cpu.packed_weight import PackedWeight, packed_weight, rounding_of, why_not
 
 MOST_ROWS = 64  # of x, in src/packed_product.cpp
-_LANES = 8
 _PANEL_VALUES = 2**20  # fp32 values of a panel: 4 MB
 _ALONE = 2**17  # products that one thread does faster than several wake up
 
@@ -48,19 +54,17 @@ def packed_linear(
     dtype: torch.dtype | None,
 ) -> Tensor | NotImplementedType:
     """Compute the operator; a chain of formats of the weight and float64 are left to the reference."""
-    weight = Quantized(payload, scale, global_scale)
-    check_packed_linear(x, bias, weight, weight_spec, weight_dtype, dtype)
-    rounding = _rounding(weight_spec, then_spec, weight_dtype, dtype or x.dtype)
+    kinds = Kind.of(x), None if bias is None else Kind.of(bias), _kinds(payload, scale, global_scale)
+    rounding = _rounding_of_linear(*kinds, weight_spec, then_spec, weight_dtype, dtype)
     if rounding is None:
         return NotImplemented  # type: ignore[no-any-return]
-    num_rows = x.shape[:-1].numel()
-    if num_rows > MOST_ROWS and multiplies_int8() and multiplies_exactly(x_spec, weight_spec, x.shape[-1]):
-        rows = x.reshape(num_rows, x.shape[-1])
-        result = int8_product(rows, x_state, x_spec, bias, weight).to(dtype or x.dtype)
-    else:
-        rows = operand(x, x_state, x_spec).reshape(num_rows, x.shape[-1])
-        result = _product(rows, bias, weight, weight_spec, rounding, dtype or x.dtype)
-    return result.reshape(*x.shape[:-1], payload.shape[0])
+    weight = Quantized(payload, scale, global_scale)
+    shape = (*x.shape[:-1], payload.shape[0])
+    if _is_exact(x, x_spec, weight_spec):
+        rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        return int8_product(rows, x_state, x_spec, bias, weight).to(dtype or x.dtype).reshape(shape)
+    rows = operand(x, x_state, x_spec)
+    return _product(rows, bias, weight, weight_spec, rounding, dtype or x.dtype, shape)
 
 
 def packed_expert_linear(
@@ -90,7 +94,8 @@ def packed_expert_linear(
     for index, rows in zip(used.tolist(), by_expert, strict=True):
         parts = _each(weight, lambda part: part[index])  # noqa: B023 (called at once)
         offset = None if bias is None else bias[index]
-        result[rows] = _product(x[rows], offset, parts, one, rounding, result.dtype)
+        shape = len(rows), payload.shape[1]
+        result[rows] = _product(x[rows], offset, parts, one, rounding, result.dtype, shape)
     return result
 
 
@@ -100,43 +105,69 @@ def declines(spec: str) -> str | None:
     return "values that are rounded once more" if then else why_not(first)
 
 
+@lru_cache(maxsize=4096)
+def _rounding_of_linear(
+    x: Kind,
+    bias: Kind | None,
+    weight: tuple[Kind, Kind, Kind | None],
+    weight_spec: str,
+    then_spec: str,
+    weight_dtype: torch.dtype,
+    dtype: torch.dtype | None,
+) -> int | None:
+    """Check the operands of `packed_linear`, those of one kind once, and return `_rounding`."""
+    check_packed_linear(x, bias, weight, weight_spec, weight_dtype, dtype)
+    return _rounding(weight_spec, then_spec, weight_dtype, dtype or x.dtype)
+
+
+def _kinds(payload: Tensor, scale: Tensor, global_scale: Tensor | None) -> tuple[Kind, Kind, Kind | None]:
+    return Kind.of(payload), Kind.of(scale), None if global_scale is None else Kind.of(global_scale)
+
+
 def _rounding(spec: str, then_spec: str, weight_dtype: torch.dtype, dtype: torch.dtype) -> int | None:
     """Return how the weight's values are rounded; None where the product is not computed here."""
     return rounding_of(weight_dtype, dtype) if then_spec == NOTHING and declines(spec) is None else None
 
 
+def _is_exact(x: Tensor, x_spec: str, weight_spec: str) -> bool:
+    """Return whether the product is one of integers."""
+    is_large = x.shape[:-1].numel() > MOST_ROWS
+    return is_large and multiplies_int8() and multiplies_exactly(x_spec, weight_spec, x.shape[-1])
+
+
 def _product(
-    x: Tensor, bias: Tensor | None, weight: Quantized, spec: str, rounding: int, dtype: torch.dtype
+    x: Tensor,
+    bias: Tensor | None,
+    weight: Quantized,
+    spec: str,
+    rounding: int,
+    dtype: torch.dtype,
+    shape: Sequence[int],
 ) -> Tensor:
-    """Return x [rows, in] times the weight, in `dtype`, of operands rounded to it."""
-    x, bias = x.to(dtype), None if bias is None else bias.to(dtype).contiguous()
+    """Return x [..., in] times the weight, of `shape` [..., out] and `dtype`, of operands rounded to it."""
+    x = x.to(dtype).contiguous()
+    bias = None if bias is None else bias.to(dtype).contiguous()
     weight = _each(weight, Tensor.contiguous)
-    shape = (weight.payload.shape[0], x.shape[1])
-    pointers = packed_weight(weight, spec, shape, rounding)
-    multiply = _few_rows if x.shape[0] <= MOST_ROWS else _by_panels
-    return multiply(x, bias, pointers)
+    pointers = packed_weight(weight, spec, (shape[-1], x.shape[-1]), rounding)
+    num_rows = math.prod(shape[:-1])
+    if num_rows > MOST_ROWS:
+        return _by_panels(x.reshape(num_rows, x.shape[-1]), bias, pointers).reshape(shape)
+    result = torch.empty(shape, dtype=dtype, device="cpu")
+    _functions().product(
+        pointers,
+        DTYPES[dtype],
+        x.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        num_rows,
+        result.data_ptr(),
+        _threads(num_rows * pointers.out_features * pointers.in_features),
+    )
+    return result
 
 
 def _each(weight: Quantized, change: Callable[[Tensor], Tensor]) -> Quantized:
     payload, scale, global_scale = weight
     return Quantized(change(payload), change(scale), None if global_scale is None else change(global_scale))
-
-
-def _few_rows(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
-    padded = x.float().contiguous()
-    if x.shape[1] % _LANES:
-        padded = pad(padded, (0, -x.shape[1] % _LANES))
-    offset = None if bias is None else bias.float()
-    result = padded.new_empty(x.shape[0], weight.out_features)
-    _functions().product(
-        weight,
-        padded.data_ptr(),
-        None if offset is None else offset.data_ptr(),
-        *padded.shape,
-        result.data_ptr(),
-        _threads(weight.out_features * padded.numel()),
-    )
-    return result.to(x.dtype)
 
 
 def _by_panels(x: Tensor, bias: Tensor | None, weight: PackedWeight) -> Tensor:
@@ -169,7 +200,7 @@ class Functions:
     def __init__(self, function: Callable[[str, Sequence[Any]], Callable[..., None]]) -> None:
         weight, pointer, integer = ctypes.POINTER(PackedWeight), ctypes.c_void_p, ctypes.c_int64
         self.product: Callable[..., None] = function(
-            "octavo_packed_product", [weight, pointer, pointer, integer, integer, pointer, integer]
+            "octavo_packed_product", [weight, integer, pointer, pointer, integer, pointer, integer]
         )
         self.rows: Callable[..., None] = function(
             "octavo_packed_rows", [weight, integer, integer, pointer, integer]

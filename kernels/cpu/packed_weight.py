@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.core.formats import PerBlock, PerChannel, Quantized, QuantSpec, parse_chain
 from octavo.core.formats.elements import ElementType
+from octavo.core.formats.packing import packed_length
 from octavo.core.formats.rounding import decode
 from octavo.core.formats.scales import SCALE_DTYPES, step_from_stored
 
@@ -56,21 +57,29 @@ def rounding_of(weight_dtype: torch.dtype, dtype: torch.dtype) -> int | None:
 
 def packed_weight(weight: Quantized, spec: str, shape: tuple[int, int], rounding: int) -> PackedWeight:
     """Return what points to contiguous `weight`, of format `spec` (a chain of one) and shape [out, in]."""
+    payload, scale, global_scale = weight
+    second = None if global_scale is None else global_scale.data_ptr()
+    return _pointing(payload.data_ptr(), scale.data_ptr(), second, spec, shape, rounding)
+
+
+@lru_cache(maxsize=4096)
+def _pointing(
+    payload: int, scale: int, global_scale: int | None, spec: str, shape: tuple[int, int], rounding: int
+) -> PackedWeight:
+    """Return the structure of these addresses, which says nothing about what lies there."""
     tables = _tables(spec)
     block_out, block_in = _block(spec, shape)
-    payload, scale, global_scale = weight
     return PackedWeight(
-        payload.data_ptr(),
+        payload,
         tables.values.data_ptr(),
-        scale.data_ptr(),
+        scale,
         None if tables.scale_values is None else tables.scale_values.data_ptr(),
-        None if global_scale is None else global_scale.data_ptr(),
-        *(*shape, payload.shape[1], block_out, block_in, -(-shape[1] // block_in)),
+        global_scale,
+        *(*shape, packed_length(shape[1], tables.bits), block_out, block_in, -(-shape[1] // block_in)),
         *(tables.bits, tables.codes, rounding, 0),
     )
 
 
-@lru_cache(maxsize=1024)
 def _block(spec: str, shape: tuple[int, int]) -> tuple[int, int]:
     """Return how many rows and columns share a scale."""
     (only,) = parse_chain(spec)
@@ -81,7 +90,7 @@ def _block(spec: str, shape: tuple[int, int]) -> tuple[int, int]:
     return max(shape[0], 1) if is_whole else 1, max(shape[1], 1)
 
 
-@lru_cache(maxsize=256)
+@cache  # for good: structures point to them
 def _tables(spec: str) -> _Tables:
     (only,) = parse_chain(spec)
     element = only.element_type

@@ -1,9 +1,12 @@
 // x · weightᵀ of a packed weight: a few of its rows at a time are decoded into the cache and multiplied with all of x.
 #include <algorithm>
+#include <memory>
+#include <type_traits>
 
 #include "decoder.h"
 #include "isa.h"
 #include "parallel.h"
+#include "vector.h"
 
 namespace {
 
@@ -55,11 +58,61 @@ inline float total(Lanes lanes) {
     return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
 }
 
+// Rows of x as fp32, each filled with zeros to a multiple of LANES; x itself where it is that already.
+template <class Dtype>
+class WideRows {
+public:
+    WideRows(const void* x, int64_t rows, int64_t columns) : stride_((columns + LANES - 1) / LANES * LANES) {
+        auto from = static_cast<const typename Dtype::Stored*>(x);
+        if (std::is_same<Dtype, Fp32>::value && stride_ == columns) {
+            values_ = static_cast<const float*>(x);
+            return;
+        }
+        copy_ = std::make_unique<Line[]>(static_cast<size_t>((rows * stride_ + PER_LINE - 1) / PER_LINE));
+        float* to = copy_[0].values;
+        for (int64_t row = 0; row < rows; ++row, from += columns, to += stride_)
+            for (int64_t i = 0; i < columns; i += WIDTH) {
+                int64_t count = std::min(WIDTH, columns - i);
+                write(to + i, Dtype::load(from + i, count), count);
+            }
+        values_ = copy_[0].values;
+    }
+
+    int64_t stride() const { return stride_; }
+    const float* from(int64_t row, int64_t column) const { return values_ + row * stride_ + column; }
+
+private:
+    static constexpr int64_t PER_LINE = 16;
+    // A line of the processor's cache: vectors that span two are slower.
+    struct alignas(64) Line {
+        float values[PER_LINE];
+    };
+
+    int64_t stride_;
+    std::unique_ptr<Line[]> copy_;
+    const float* values_;
+};
+
+// Where sums go to: the bias is added, and they are rounded once.
+template <class Dtype>
+struct Results {
+    using Stored = typename Dtype::Stored;
+    const Stored* bias;
+    Stored* results;
+    int64_t stride;
+
+    void put(int64_t row, int64_t column, float sum) const {
+        if (bias != nullptr) sum += Dtype::load(bias + column, 1)[0];
+        Dtype::store(results + row * stride + column, quiet(all(sum)), 1);
+    }
+};
+
+template <class Dtype>
 struct Product {
     const OctavoPackedWeight& weight;
-    const float *x, *bias;
-    int64_t rows, x_stride;
-    float* result;
+    const WideRows<Dtype>& x;
+    int64_t rows;
+    Results<Dtype> results;
 
     // Computes GROUP columns of the result, or as many as there are, from `first` on. Rows of `decoded` without a
     // weight row hold zeros or an earlier one; their sums are not used.
@@ -70,49 +123,64 @@ struct Product {
             int64_t count = std::min(CHUNK, weight.in_features - begin);
             for (int64_t g = 0; g < used; ++g) decode(decoder, first + g, begin, count, decoded + g * CHUNK);
             int64_t row = 0;
-            for (; row + 2 <= rows; row += 2)
-                multiply<2>(decoded, x + row * x_stride + begin, x_stride, count, sums + row);
-            if (row < rows) multiply<1>(decoded, x + row * x_stride + begin, x_stride, count, sums + row);
+            for (; row + 2 <= rows; row += 2) multiply<2>(decoded, x.from(row, begin), x.stride(), count, sums + row);
+            if (row < rows) multiply<1>(decoded, x.from(row, begin), x.stride(), count, sums + row);
         }
         for (int64_t row = 0; row < rows; ++row)
-            for (int64_t g = 0; g < used; ++g)
-                result[row * weight.out_features + first + g] =
-                    total(sums[row][g]) + (bias == nullptr ? 0.0f : bias[first + g]);
+            for (int64_t g = 0; g < used; ++g) results.put(row, first + g, total(sums[row][g]));
     }
 };
 
 constexpr int64_t MOST_ROWS = 64;
 
+template <class Dtype>
+void all_rows(const Product<Dtype>& product, int64_t num_threads) {
+    const OctavoPackedWeight& weight = product.weight;
+    parallel((weight.out_features + GROUP - 1) / GROUP, num_threads, [&](int64_t begin, int64_t end) {
+        Decoder<Store> decoder(weight);
+        alignas(64) float decoded[GROUP * CHUNK] = {};
+        Lanes sums[MOST_ROWS][GROUP];
+        for (int64_t group = begin; group < end; ++group) product.columns(decoder, group * GROUP, decoded, sums);
+    });
+}
+
 #if defined(__AVX2__)
 // The product with one row of x: decoded values are multiplied in registers.
-void one_row(const OctavoPackedWeight& weight, const float* x, const float* bias, float* result, int64_t num_threads) {
+template <class Dtype>
+void one_row(const Product<Dtype>& product, int64_t num_threads) {
+    const OctavoPackedWeight& weight = product.weight;
     parallel(weight.out_features, num_threads, [&](int64_t begin, int64_t end) {
         Decoder<Dot> decoder(weight);
         for (int64_t column = begin; column < end; ++column) {
-            Dot dot{x};
+            Dot dot{product.x.from(0, 0)};
             decoder.decode(column, 0, weight.in_features, dot);
-            result[column] = dot.total() + (bias == nullptr ? 0.0f : bias[column]);
+            product.results.put(0, column, dot.total());
         }
     });
 }
 #endif
 
+template <class Dtype>
+void multiply_by(const Product<Dtype>& product, int64_t num_threads) {
+#if defined(__AVX2__)
+    if (product.rows == 1 && product.weight.codes != OTHER_CODES) return one_row(product, num_threads);
+#endif
+    all_rows(product, num_threads);
+}
+
 }  // namespace
 
-// result [rows, out] = x [rows, x_stride] · weightᵀ + bias, all fp32; x_stride is in_features rounded up to a multiple
-// of 8, with zeros there; rows <= 64; bias may be null.
+// result [rows, out] = x [rows, in] · weightᵀ + bias, contiguous and all of one dtype (see `with_dtype`), with sums in
+// fp32; rows <= 64; bias may be null.
 OCTAVO_EXPORT(octavo_packed_product)
-(const OctavoPackedWeight* weight, const float* x, const float* bias, int64_t rows, int64_t x_stride, float* result,
+(const OctavoPackedWeight* weight, int64_t dtype, const void* x, const void* bias, int64_t rows, void* result,
  int64_t num_threads) {
-#if defined(__AVX2__)
-    if (rows == 1 && weight->codes != OTHER_CODES) return one_row(*weight, x, bias, result, num_threads);
-#endif
-    Product product{*weight, x, bias, rows, x_stride, result};
-    parallel((weight->out_features + GROUP - 1) / GROUP, num_threads, [&](int64_t begin, int64_t end) {
-        Decoder<Store> decoder(*weight);
-        alignas(64) float decoded[GROUP * CHUNK] = {};
-        Lanes sums[MOST_ROWS][GROUP];
-        for (int64_t group = begin; group < end; ++group) product.columns(decoder, group * GROUP, decoded, sums);
+    with_dtype(dtype, [&](auto type) {
+        using Dtype = decltype(type);
+        using Stored = typename Dtype::Stored;
+        WideRows<Dtype> wide(x, rows, weight->in_features);
+        Results<Dtype> results{static_cast<const Stored*>(bias), static_cast<Stored*>(result), weight->out_features};
+        multiply_by(Product<Dtype>{*weight, wide, rows, results}, num_threads);
     });
 }
 

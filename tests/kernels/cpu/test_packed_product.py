@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.library import opcheck
+from torch.testing import assert_close
 
 from helpers.ops_cases import E4M3_TOKEN, INT8, NOTHING, normal, state_of
 from helpers.packed_cases import FORMATS, Packed, assert_product, exact, packed, packed_stack
@@ -197,8 +198,38 @@ def test_operands_that_do_not_fit_are_refused() -> None:
     weight = packed(FORMATS["nvfp4"], 6, 64)
     with pytest.raises(ValueError, match=r"shape \(6, 80\) .* payload of shape \(6, 40\), found \(6, 32\)"):
         run(weight, normal(3, 80))
-    with pytest.raises(ValueError, match="x int64, the weight's values float32"):
-        run(weight, normal(3, 64).long())
+    x = normal(3, 64)
+    run(weight, x)  # what fits must not let through what does not
+    with pytest.raises(ValueError, match="x float32, the weight's values float32, bias bfloat16"):
+        run(weight, x, normal(6, dtype=torch.bfloat16))
+    half = weight.parts._replace(scale=weight.parts.scale.view(torch.uint8))
+    with pytest.raises(ValueError, match=r"a scale of torch\.float8_e4m3fn, found torch\.uint8"):
+        ops.packed_linear(x, None, half, weight.spec, torch.float32)
+    run(weight, x)
+
+
+def test_codes_that_change_in_place_or_move_are_read_anew() -> None:
+    first, second = (packed(FORMATS["int4 g128"], 6, 256, seed=seed) for seed in (0, 1))
+    x = normal(1, 256)
+    before, expected = run(first, x), run(second, x)
+    assert not torch.equal(before, expected)
+    for held, new in zip(first.parts[:2], second.parts[:2], strict=True):
+        held.copy_(new)
+    assert torch.equal(run(first, x), expected)
+    moved = Quantized(*(part if part is None else part.clone() for part in first.parts))
+    assert torch.equal(ops.packed_linear(x, None, moved, first.spec, torch.float32), expected)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_special_values_are_rounded_as_torch_rounds_them(dtype: torch.dtype, num_rows: int) -> None:
+    weight = packed(FORMATS["int8 channel"], 5, 20, dtype=dtype)
+    for special in (torch.inf, -torch.inf, torch.nan, 6e4):
+        x = torch.zeros(num_rows, 20, dtype=dtype)
+        x[-1, 3] = special
+        expected = (x[-1, 3].float() * weight.values.float()[:, 3]).to(dtype)
+        assert_close(run(weight, x)[-1], expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_is_left_to_the_reference() -> None:
