@@ -66,6 +66,7 @@ def packed_expert_linear(
     then_state: Sequence[Tensor],
     then_spec: str,
     weight_dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> Any:
     """Compute the operator; fp32 sums in an order of their own.
 
@@ -73,16 +74,19 @@ def packed_expert_linear(
     """
     from octavo.kernels.triton.gemm_launch import multiply
 
+    used = dtype or x.dtype
     weight = read_weight(payload, scale, global_scale, weight_spec, x.shape[-1], weight_dtype)
     if weight is None or payload.dim() != 3 or then_spec != NOTHING or expert.device != x.device:
         return NotImplemented
     if x.dim() != 2 or expert.shape != x.shape[:1] or expert.dtype != torch.int64:
         return NotImplemented
-    if not _multiplies(x, x.dtype, weight, bias, False):
+    if dtype is not None and bias is not None:
+        bias = bias.to(dtype)
+    if not _multiplies(x, used, weight, bias, dtype is not None):
         return NotImplemented
     exist = ((expert >= 0) & (expert < weight.num_experts)).all()
     torch._assert_async(exist, f"rows name experts below 0, or above the last one, {weight.num_experts - 1}")
-    return multiply(_rows(x), weight, None if bias is None else bias.contiguous(), expert)
+    return multiply(_rows(x.to(used)), weight, None if bias is None else bias.contiguous(), expert)
 
 
 def _multiplies(x: Tensor, used: torch.dtype, weight: Weight, bias: Tensor | None, is_cast: bool) -> bool:

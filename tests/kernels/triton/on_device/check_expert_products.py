@@ -29,7 +29,8 @@ def product(
 ) -> Any:
     then_state, then_spec = options.get("then_state", []), options.get("then_spec", NOTHING)
     dtype = options.get("weight_dtype", x.dtype)
-    return packed_expert_linear(x, expert, bias, *weight, key, then_state, then_spec, dtype)
+    used = options.get("dtype")
+    return packed_expert_linear(x, expert, bias, *weight, key, then_state, then_spec, dtype, used)
 
 
 def wanted(x: Tensor, expert: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
@@ -52,6 +53,19 @@ def test_each_row_meets_its_expert(name: str, rows: str) -> None:
         exact = wanted(x, expert, addend, values(weight, spec, IN, dtype))
         assert found.dtype == dtype
         torch.testing.assert_close(found.cpu().double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=2e-5)
+
+
+def test_operands_are_cast_to_the_dtype_of_autocast() -> None:
+    expert, bias = torch.tensor([1, 0, 1]), normal(EXPERTS, OUT, seed=2).to(DEVICE)
+    x = normal(3, IN, seed=1).to(DEVICE)
+    parts = fenced_parts(packed(normal(EXPERTS, OUT, IN), SPEC))
+    options = {"weight_dtype": torch.float16}
+
+    found = product(x, expert.to(DEVICE), bias, parts, SPEC.key, dtype=torch.float16, **options)
+    expected = product(x.half(), expert.to(DEVICE), bias.half(), parts, SPEC.key, **options)
+
+    assert found.dtype == torch.float16
+    assert torch.equal(found, expected)
 
 
 def test_an_expert_that_does_not_exist_is_an_error() -> None:
