@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from octavo.core.graph.evaluating import evaluating
+from octavo.core.graph.nested import tensors_in
 
 _IGNORED = {"__get__", "size", "dim"}  # reading .shape, .dtype or .size() is no use of the values
 
@@ -83,7 +84,7 @@ class SoleReaders(TorchFunctionMode):
     def _note_read(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def note(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             makers = {
-                self._made[id(value)][1] for value in _tensors((args, kwargs)) if id(value) in self._made
+                self._made[id(value)][1] for value in tensors_in((args, kwargs)) if id(value) in self._made
             }
             if len(makers) == 1 and name not in self.called:
                 self._read[name] = next(iter(makers))
@@ -100,18 +101,6 @@ class SoleReaders(TorchFunctionMode):
         self._inside -= 1
 
     def _note_uses(self, values: Any) -> None:
-        for tensor in _tensors(values):
+        for tensor in tensors_in(values):
             if id(tensor) in self._made:
                 self.used_elsewhere.add(self._made[id(tensor)][1])
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested sequences and mappings."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from _tensors(value)
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)

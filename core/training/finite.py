@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from octavo.core.errors import TrainingError
+from octavo.core.graph.nested import tensors_in
 
 
 def watch_loss(model: nn.Module) -> RemovableHandle:
@@ -74,17 +75,5 @@ class _Note:
         self._name, self._found = name, found
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not all(bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(output)):
             self._found.append(self._name)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _tensors(value)
