@@ -40,6 +40,16 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def cpu_kernels() -> None:
+    """The compiled kernels: skipped without a C++ compiler, a failure where there is one and they are missing."""
+    from octavo.kernels.cpu.build import find_compiler
+    from octavo.kernels.cpu.kernels import CPU
+
+    if reason := CPU.missing():
+        (pytest.skip if find_compiler() is None else pytest.fail)(reason)
+
+
 @pytest.fixture
 def reference_kernels() -> Iterator[None]:
     """The reference alone, whose products with packed weights are those with the values: in the same order of sums."""

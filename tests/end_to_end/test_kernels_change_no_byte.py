@@ -14,7 +14,7 @@ import octavo
 from helpers.adapters_models import tiny_model
 from helpers.tiny import tiny_llama, token_batches
 from octavo.core.config.presets import kv_preset_names
-from octavo.core.ops.kernels import candidates, using
+from octavo.core.ops.kernels import using
 
 OF_EXPERTS = "NVFP4_EXPERTS_ONLY_CFG"
 NO_PLACE = "OCTAVO_INT3_CFG"  # only saved: no checkpoint of this dialect holds three bits
@@ -54,10 +54,9 @@ def hashes(name: str, directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("name", octavo.preset_names())
 def test_of_every_preset(name: str, tmp_path: Path) -> None:
-    if all(kernels.missing() for kernels in candidates("cpu")):
-        pytest.skip("there are no kernels for the CPU here")
     found = {}
     for kind, kernels in {"default": nullcontext(), "reference": using("reference")}.items():
         with kernels:

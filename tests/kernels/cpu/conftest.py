@@ -7,13 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from octavo.kernels.cpu.kernels import CPU
-
 
 @pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    if reason := CPU.missing():
-        pytest.skip(reason)
+def _two_threads(cpu_kernels: None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
