@@ -59,9 +59,10 @@ class PackedParameter(nn.Module):
 
     def quantized(self) -> Quantized:
         """Return codes and scales in the dtypes that the operators take."""
-        second = self.global_scale
+        parts = {**self._parameters, **self._buffers}  # found faster than as attributes: for every token
+        scale, second = parts["scale"], parts["global_scale"]
         second = None if second is None else from_bytes(second, torch.float32)
-        return Quantized(self.payload, from_bytes(self.scale, SCALE_DTYPES[self.spec.scale]), second)
+        return Quantized(parts["payload"], from_bytes(scale, SCALE_DTYPES[self.spec.scale]), second)
 
     def tensor(self) -> PackedTensor:
         """Return codes, scales and format, detached."""

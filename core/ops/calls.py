@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from octavo.core.formats import Quantized, QuantSpec, chain_key
+from octavo.core.ops.direct import call
 
 NOTHING = chain_key([])
 
@@ -150,7 +151,7 @@ def packed_linear(
     sides = (x_state, x_spec, *weight, weight_spec.key, then_state, then_spec, weight_dtype, x_range_mask)
     is_cast = x.is_floating_point() and x.dtype != weight_dtype
     dtype = _autocast_dtype(x) or (x.dtype if is_cast else None)
-    return cast(Tensor, torch.ops.octavo.packed_linear.default(x, bias, *sides, dtype))
+    return cast(Tensor, call("packed_linear", (x, bias, *x_state, *weight), (x, bias, *sides, dtype)))
 
 
 def packed_expert_linear(

@@ -41,15 +41,21 @@ class Kernels(Protocol):
 
 
 _only: list[tuple[str, ...]] = []
+_references: dict[str, Callable[..., Any]] = {}
 
 
-def run(operator: str, reference: Callable[..., Any], first: Tensor, *rest: Any) -> Any:
-    """Return what the first kernel for the device of an operator's first tensor computes, or else `reference`."""
+def refer(operator: str, function: Callable[..., Any]) -> None:
+    """Let `function`, with the arguments of the operator's schema, compute what no kernel does."""
+    _references[operator] = function
+
+
+def run(operator: str, first: Tensor, *rest: Any) -> Any:
+    """Return what the first kernel for the device of an operator's first tensor computes, or else the reference."""
     for function in _functions(first.device.type, selected()).get(operator, ()):
         result = function(first, *rest)
         if result is not NotImplemented:
             return result
-    return reference(first, *rest)
+    return _references[operator](first, *rest)
 
 
 def selected() -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from octavo.core.formats.hadamard import hadamard_transform
 from octavo.core.formats.spec import unstacked_chain
 from octavo.core.formats.squared_error import run_sums
 from octavo.core.ops.calls import operand
-from octavo.core.ops.kernels import run
+from octavo.core.ops.kernels import refer, run
 from octavo.core.ops.packed_checks import (
     check_experts,
     check_packed_expert_linear,
@@ -217,6 +217,7 @@ OPERATORS = (
 )
 
 for _function in OPERATORS:
+    refer(_function.__name__, _function)
     LIBRARY.impl(  # type: ignore[no-untyped-call]
-        _function.__name__, partial(run, _function.__name__, _function), "CompositeExplicitAutograd"
+        _function.__name__, partial(run, _function.__name__), "CompositeExplicitAutograd"
     )

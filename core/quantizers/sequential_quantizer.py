@@ -31,6 +31,11 @@ class SequentialQuantizer(nn.ModuleList):
         return x
 
     @property
+    def is_idle(self) -> bool:
+        """Whether every stage hands tensors on as they are and shows them to nobody."""
+        return all(stage.is_idle for stage in self.stages())
+
+    @property
     def active_key(self) -> str:
         """The chain of specs that `forward` applies, for the ops."""
         return "[" + ",".join(stage.active_key[1:-1] for stage in self.stages() if stage.is_active) + "]"

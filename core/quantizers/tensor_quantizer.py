@@ -223,6 +223,21 @@ class TensorQuantizer(nn.Module):
         return self.enabled and self.spec is not None and self.collector is None and not self.is_absorbed
 
     @property
+    def is_idle(self) -> bool:
+        """Whether `forward` hands tensors on as they are and shows them to nobody."""
+        is_watched = self.collector is not None or self.observer is not None
+        is_scaling = (
+            self._buffers["pre_quant_scale"] is not None
+        )  # found faster than the attribute: for every token
+        return not (is_watched or is_scaling or self.is_active or self.rotation is not None)
+
+    @property
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """`low_rank_down` and `low_rank_up`, or None."""
+        down, up = self._buffers["low_rank_down"], self._buffers["low_rank_up"]
+        return None if down is None or up is None else (down, up)
+
+    @property
     def _only_rounds(self) -> bool:
         """Whether nothing looks at or changes the tensor between its rotation and its rounding."""
         return self.is_active and self.bias is None and self.observer is None and self._learning is None

@@ -131,7 +131,7 @@ def _rounding(spec: str, then_spec: str, weight_dtype: torch.dtype, dtype: torch
 
 def _is_exact(x: Tensor, x_spec: str, weight_spec: str) -> bool:
     """Return whether the product is one of integers."""
-    is_large = x.shape[:-1].numel() > MOST_ROWS
+    is_large = x.numel() > MOST_ROWS * x.shape[-1]
     return is_large and multiplies_int8() and multiplies_exactly(x_spec, weight_spec, x.shape[-1])
 
 
@@ -145,8 +145,8 @@ def _product(
     shape: Sequence[int],
 ) -> Tensor:
     """Return x [..., in] times the weight, of `shape` [..., out] and `dtype`, of operands rounded to it."""
-    x = x.to(dtype).contiguous()
-    bias = None if bias is None else bias.to(dtype).contiguous()
+    x = _ready(x, dtype)
+    bias = None if bias is None else _ready(bias, dtype)
     weight = _each(weight, Tensor.contiguous)
     pointers = packed_weight(weight, spec, (shape[-1], x.shape[-1]), rounding)
     num_rows = math.prod(shape[:-1])
@@ -163,6 +163,11 @@ def _product(
         _threads(num_rows * pointers.out_features * pointers.in_features),
     )
     return result
+
+
+def _ready(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x.to(dtype).contiguous()`, of what is that already without asking torch for it."""
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
 
 
 def _each(weight: Quantized, change: Callable[[Tensor], Tensor]) -> Quantized:

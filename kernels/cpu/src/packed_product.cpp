@@ -1,10 +1,12 @@
 // x · weightᵀ of a packed weight: a few of its rows at a time are decoded into the cache and multiplied with all of x.
 #include <algorithm>
-#include <memory>
+#include <optional>
 #include <type_traits>
 
 #include "decoder.h"
 #include "isa.h"
+#include "lines.h"
+#include "nibble_dot.h"
 #include "parallel.h"
 #include "vector.h"
 
@@ -68,28 +70,22 @@ public:
             values_ = static_cast<const float*>(x);
             return;
         }
-        copy_ = std::make_unique<Line[]>(static_cast<size_t>((rows * stride_ + PER_LINE - 1) / PER_LINE));
-        float* to = copy_[0].values;
+        copy_.emplace(rows * stride_);
+        float* to = copy_->values();
         for (int64_t row = 0; row < rows; ++row, from += columns, to += stride_)
             for (int64_t i = 0; i < columns; i += WIDTH) {
                 int64_t count = std::min(WIDTH, columns - i);
                 write(to + i, Dtype::load(from + i, count), count);
             }
-        values_ = copy_[0].values;
+        values_ = copy_->values();
     }
 
     int64_t stride() const { return stride_; }
     const float* from(int64_t row, int64_t column) const { return values_ + row * stride_ + column; }
 
 private:
-    static constexpr int64_t PER_LINE = 16;
-    // A line of the processor's cache: vectors that span two are slower.
-    struct alignas(64) Line {
-        float values[PER_LINE];
-    };
-
     int64_t stride_;
-    std::unique_ptr<Line[]> copy_;
+    std::optional<Lines> copy_;
     const float* values_;
 };
 
@@ -148,21 +144,40 @@ void all_rows(const Product<Dtype>& product, int64_t num_threads) {
 // The product with one row of x: decoded values are multiplied in registers.
 template <class Dtype>
 void one_row(const Product<Dtype>& product, int64_t num_threads) {
-    const OctavoPackedWeight& weight = product.weight;
-    parallel(weight.out_features, num_threads, [&](int64_t begin, int64_t end) {
-        Decoder<Dot> decoder(weight);
+    parallel(product.weight.out_features, num_threads, [&](int64_t begin, int64_t end) {
+        Decoder<Dot> decoder(product.weight);
         for (int64_t column = begin; column < end; ++column) {
             Dot dot{product.x.from(0, 0)};
-            decoder.decode(column, 0, weight.in_features, dot);
-            product.results.put(0, column, dot.total());
+            decoder.decode(column, 0, product.weight.in_features, dot);
+            product.results.put(0, column, dot.result());
         }
     });
+}
+
+// The same where codes of four bits are taken 64 at a time.
+template <OctavoRounding ROUNDING, class Dtype>
+void one_row_of_nibbles(const Product<Dtype>& product, int64_t num_threads) {
+    const Lines x = in_order_of_nibbles(product.x.from(0, 0), product.weight.in_features);
+    parallel(product.weight.out_features, num_threads, [&](int64_t begin, int64_t end) {
+        NibbleDot<ROUNDING> dot(product.weight, x.values());
+        for (int64_t column = begin; column < end; ++column) product.results.put(0, column, dot(column));
+    });
+}
+
+template <class Dtype>
+void one_row_of_nibbles(const Product<Dtype>& product, int64_t num_threads) {
+    switch (product.weight.rounding) {
+        case TO_BFLOAT16: return one_row_of_nibbles<TO_BFLOAT16>(product, num_threads);
+        case TO_FLOAT16: return one_row_of_nibbles<TO_FLOAT16>(product, num_threads);
+        default: return one_row_of_nibbles<TO_FLOAT32>(product, num_threads);
+    }
 }
 #endif
 
 template <class Dtype>
 void multiply_by(const Product<Dtype>& product, int64_t num_threads) {
 #if defined(__AVX2__)
+    if (product.rows == 1 && has_nibble_steps(product.weight)) return one_row_of_nibbles(product, num_threads);
     if (product.rows == 1 && product.weight.codes != OTHER_CODES) return one_row(product, num_threads);
 #endif
     all_rows(product, num_threads);

@@ -25,6 +25,13 @@ struct Store {
 };
 
 #if defined(__AVX2__)
+inline float total(const __m256 (&sums)[4]) {
+    __m256 all = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(half) + _mm_cvtss_f32(_mm_movehdup_ps(half));
+}
+
 // Multiplies them with a row of x and sums.
 struct Dot {
     const float* x;
@@ -38,12 +45,7 @@ struct Dot {
         sums[PLACE] = _mm256_fmadd_ps(_mm256_loadu_ps(x + at), values, sums[PLACE]);
     }
 
-    float total() const {
-        __m256 all = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
-        __m128 half = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-        return _mm_cvtss_f32(half) + _mm_cvtss_f32(_mm_movehdup_ps(half)) + rest;
-    }
+    float result() const { return total(sums) + rest; }
 };
 #endif
 

@@ -69,6 +69,18 @@ def test_the_values_of_the_weight_are_those_of_the_reference(name: str, dtype: t
         assert torch.equal(run(weight, many)[: shape[1]].t(), weight.values)
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["int4 g32", "int4 g128", "int4 channel", "uint4 g16", "nvfp4", "mxfp4"])
+@pytest.mark.parametrize("in_features", [64, 192, 320])
+def test_one_row_times_whole_steps_of_four_bit_codes(name: str, in_features: int, dtype: torch.dtype) -> None:
+    weight, bias = packed(FORMATS[name], 9, in_features, dtype=dtype), normal(9, seed=2, dtype=dtype)
+    rows = [run(weight, row) for row in torch.eye(in_features, dtype=dtype).split(1)]
+    assert torch.equal(torch.cat(rows).t(), weight.values)
+    x = normal(1, in_features, dtype=dtype)
+    assert_product(run(weight, x, bias), x, weight.values, bias)
+
+
 @pytest.mark.usefixtures("poisoned", "isa")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FEW)
