@@ -42,8 +42,10 @@ class QuantLinear(QuantModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
-        # Found faster than as attributes of a module: for every token.
-        x_quantizer, weight_quantizer, output_quantizer = map(self._modules.__getitem__, self.quantizer_names)
+        modules = cast(
+            dict[str, Quantizer], self._modules
+        )  # found faster than as attributes: for every token
+        x_quantizer, weight_quantizer, output_quantizer = (modules[name] for name in self.quantizer_names)
         output = quantized_linear(input, x_quantizer, self.held("weight"), weight_quantizer, self.bias)
         if not output_quantizer.is_idle:
             output = cast(Tensor, output_quantizer(output))

@@ -28,9 +28,13 @@ def call(operator: str, tensors: tuple[Tensor | None, ...], args: tuple[Any, ...
 
 def _is_unseen(tensors: tuple[Tensor | None, ...]) -> bool:
     """Return whether neither autograd, nor a compiler or tracer, nor a mode or a tensor's class looks at a call."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+    if (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or torch._C._are_functorch_transforms_active()
+    ):
         return False
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._get_tracing_state() is not None:
         return False
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors):
         return False
