@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +59,13 @@ class PackedParameter(nn.Module):
 
     def quantized(self) -> Quantized:
         """Return codes and scales in the dtypes that the operators take."""
-        parts = cast(
-            dict[str, Tensor], {**self._parameters, **self._buffers}
-        )  # for every token: faster than attributes
-        second = parts["global_scale"] if self.spec.global_max is not None else None
-        second = second if second is None else from_bytes(second, torch.float32)
-        return Quantized(parts["payload"], from_bytes(parts["scale"], SCALE_DTYPES[self.spec.scale]), second)
+        parts: dict[str, Any] = {
+            **self._parameters,
+            **self._buffers,
+        }  # for every token: faster than attributes
+        scale, second = parts["scale"], parts["global_scale"]
+        second = None if second is None else from_bytes(second, torch.float32)
+        return Quantized(parts["payload"], from_bytes(scale, SCALE_DTYPES[self.spec.scale]), second)
 
     def tensor(self) -> PackedTensor:
         """Return codes, scales and format, detached."""
