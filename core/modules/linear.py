@@ -42,9 +42,8 @@ class QuantLinear(QuantModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output [..., out_features] for an input [..., in_features]."""
-        modules = cast(
-            dict[str, Quantizer], self._modules
-        )  # found faster than as attributes: for every token
+        # Found faster than as attributes: for every token.
+        modules = cast(dict[str, Quantizer], self._modules)
         x_quantizer, weight_quantizer, output_quantizer = (modules[name] for name in self.quantizer_names)
         output = quantized_linear(input, x_quantizer, self.held("weight"), weight_quantizer, self.bias)
         if not output_quantizer.is_idle:
