@@ -6,8 +6,9 @@ Run: python benchmarks/export_speed.py [--json] [--repeats N] [--cases GLOBS] [-
 A random Llama (1.5 GB of bf16 with 16 layers) is quantized with static scales and exported; before each export the
 plain weights of the same model are written by safetensors' `save_file`, on the same disk. Both are counted in bytes of
 the bf16 weights that they read, as medians. `save_file` leaves its bytes to the system to write out; an export returns
-when all that it wrote is on the disk, read back and hashed. Beside the ratio to `save_file` as it is stands therefore
-that to `save_file` and a flush, and that of CPU seconds, which other work on the machine disturbs least. Correctness
+when all that it wrote is on the disk, read back and hashed. Beside the ratio to `save_file` as it is stand therefore
+that to `save_file` and a flush, that to one whose file is flushed, read back and hashed, too ("checked"), and those of
+CPU seconds, which other work on the machine disturbs least. Correctness
 is checked first: codes and scale of a layer must equal a direct computation's. Each case has a process of its own.
 
 --peer names the Python of an environment with nvidia-modelopt[hf]==0.47.0, whose rows come from the same run; cases
@@ -132,6 +133,8 @@ def with_bandwidths(row: dict[str, Any]) -> dict[str, Any]:
         "of_save_file_cpu": row["save_cpu"] / row["export_cpu"],
         "of_save_file": row["save_wall"] / row["export_flushed"],
         "of_flushed_save_file": row["save_flushed"] / row["export_flushed"],
+        "of_checked_save_file_cpu": row["checked_cpu"] / row["export_cpu"],
+        "of_checked_save_file": row["checked_flushed"] / row["export_flushed"],
     }
 
 
@@ -140,7 +143,8 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     table = Table(title="export of a bf16 Llama, bytes of weights read")
-    for column in ("tool", "case", "CPU s", "s", "GB/s", "of save_file, CPU", "wall", "flushed", "MB"):
+    columns = ("tool", "case", "CPU s", "s", "GB/s", "of save_file, CPU", "wall", "flushed")
+    for column in (*columns, "of checked save_file, CPU", "wall", "MB"):
         table.add_column(column)
     for row in rows:
         table.add_row(
@@ -152,6 +156,8 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
             f"{row['of_save_file_cpu']:.2f}",
             f"{row['of_save_file']:.2f}",
             f"{row['of_flushed_save_file']:.2f}",
+            f"{row['of_checked_save_file_cpu']:.2f}",
+            f"{row['of_checked_save_file']:.2f}",
             f"{row['megabytes']:.0f}",
         )
     Console(width=110).print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -77,17 +78,18 @@ def measure(
 ) -> None:
     """Print a row as JSON: seconds of `export` of fresh models, and before each of `save_file` of its plain weights.
 
-    The first turn is not counted: it pays for imports, compilers, and memory that the system hands out anew.
-    Everything is written to the folder that `folder` is in. Megabytes are the most private memory (RssAnon) above
-    that before an export.
+    These are saved twice: as they are, and flushed, read back and hashed as well, as an export's are. The first turn
+    is not counted: it pays for imports, compilers, and memory that the system hands out anew. Everything is written
+    to the folder that `folder` is in. Megabytes are the most private memory (RssAnon) above that before an export.
     """
     place = folder.with_name("written")
-    saved, exported, megabytes = [], [], []
+    saved, checked, exported, megabytes = [], [], [], []
     for _ in range(repeats + 1):
         model = read_model(folder)
         plain = {name: parameter.data for name, parameter in model.named_parameters()}
         num_bytes = sum(tensor.nbytes for tensor in plain.values())
         saved.append(timed(partial(_save, plain, place), place))
+        checked.append(timed(partial(_save_checked, plain, place), place))
         quantize(model)
         del plain
         with PrivateMemory() as memory:
@@ -95,6 +97,7 @@ def measure(
         megabytes.append(memory.megabytes)
     row: dict[str, Any] = {"tool": tool, "case": case, "repeats": repeats, "bytes": num_bytes}
     row |= {f"save_{kind}": value for kind, value in _medians(saved[1:]).items()}
+    row |= {f"checked_{kind}": value for kind, value in _medians(checked[1:]).items()}
     row |= {f"export_{kind}": value for kind, value in _medians(exported[1:]).items()}
     print(json.dumps(row | {"megabytes": max(megabytes[1:])}))
 
@@ -160,6 +163,16 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(tensors, path)
+
+
+def _save_checked(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors import safe_open
+
+    _save(tensors, path)
+    flush(path)
+    with safe_open(path, "pt") as file:
+        for name in tensors:
+            hashlib.sha256(file.get_tensor(name).flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _medians(runs: list[Seconds]) -> Seconds:

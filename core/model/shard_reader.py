@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from octavo.core.errors import CheckpointError, listed, nearest
-from octavo.core.model.shards import INDEX_NAME, SINGLE_NAME, ManifestEntry, open_shard
+from octavo.core.model.shard_file import ManifestEntry, open_shard
+from octavo.core.model.shards import INDEX_NAME, SINGLE_NAME
 
 MANIFEST_NAME = "octavo_manifest.json"
 MANIFEST_VERSION = 1

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from octavo.core.errors import CheckpointError, ExportError
+from octavo.core.errors import ExportError
 from octavo.core.model.background import file_threads, flush_to_disk
+from octavo.core.model.read_back import check_shard
+from octavo.core.model.shard_file import ManifestEntry
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class ManifestEntry:
-    """One written tensor: the shard that holds it, its dtype and shape, and the SHA-256 of its bytes."""
-
-    shard: str
-    dtype: str
-    shape: tuple[int, ...]
-    sha256: str
-
-    @classmethod
-    def of(cls, tensor: Tensor, shard: str) -> ManifestEntry:
-        """Describe a contiguous CPU tensor."""
-        digest = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
-        return cls(shard, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), digest)
 
 
 def check_shard_limit(max_shard_bytes: object) -> None:
@@ -65,11 +48,16 @@ class SafetensorsWriter:
     Args:
         directory: An existing folder.
         max_shard_bytes: Start a new shard rather than exceed this; a larger tensor gets a shard of its own.
+        reads_back: Read each shard when it is written, compare it, and have the disk take it, while the next ones
+            come.
     """
 
-    def __init__(self, directory: Path, max_shard_bytes: int = 5_000_000_000) -> None:
+    def __init__(
+        self, directory: Path, max_shard_bytes: int = 5_000_000_000, reads_back: bool = False
+    ) -> None:
         self._directory = directory
         self._max_shard_bytes = max_shard_bytes
+        self._reads_back = reads_back
         self._pending: dict[str, Tensor] = {}
         self._pending_memory: set[int] = set()
         self._pending_bytes = 0
@@ -78,6 +66,7 @@ class SafetensorsWriter:
         self._manifest: dict[str, ManifestEntry] = {}
         self._threads = file_threads()
         self._hashing: dict[str, Future[ManifestEntry]] = {}  # of what is pending
+        self._flushing: list[Future[None]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a tensor.
@@ -85,6 +74,7 @@ class SafetensorsWriter:
         Raises:
             ExportError: a tensor of that name was added before.
             OSError: a shard cannot be written.
+            CheckpointError: a shard was to be read back, and differs from what was written; the tensor is named.
         """
         if name in self._manifest or name in self._pending:
             raise ExportError(f"tensor {name!r} would be written twice")
@@ -101,9 +91,15 @@ class SafetensorsWriter:
         self._hashing[name] = self._threads.submit(ManifestEntry.of, tensor, shard=str(self._num_shards + 1))
 
     def finish(self) -> dict[str, ManifestEntry]:
-        """Write what is left, name the shards by their number, and write an index when there are several."""
+        """Write what is left, name the shards by their number, and write an index when there are several.
+
+        Raises:
+            OSError, CheckpointError: as `add` does.
+        """
         if self._pending or not self._num_shards:
             self._flush()
+        for flushed in self._flushing:
+            flushed.result()
         self._threads.shutdown()
         names = {str(n + 1): self._shard_name(n + 1) for n in range(self._num_shards)}
         for number, name in names.items():
@@ -125,8 +121,11 @@ class SafetensorsWriter:
             save_file(self._pending, part, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, which everything else reports as an OSError
             raise OSError(f"{part.name}: {error}") from error
-        self._manifest |= {name: entry.result() for name, entry in self._hashing.items()}
         part.chmod(self._directory.stat().st_mode & 0o666)  # safetensors makes files private
+        if self._reads_back:
+            self._flushing.append(self._threads.submit(flush_to_disk, part))
+            check_shard(part, self._pending, self._threads)
+        self._manifest |= {name: entry.result() for name, entry in self._hashing.items()}
         self._pending, self._pending_memory, self._pending_bytes, self._hashing = {}, set(), 0, {}
 
     def _part(self, number: str) -> Path:
@@ -136,49 +135,3 @@ class SafetensorsWriter:
         if self._num_shards == 1:
             return SINGLE_NAME
         return f"model-{number:05d}-of-{self._num_shards:05d}.safetensors"
-
-
-def verify_shards(directory: Path, manifest: dict[str, ManifestEntry]) -> None:
-    """Read every tensor of `manifest` back from `directory` and compare it, while the disk takes the shards.
-
-    Raises:
-        CheckpointError: a shard cannot be read, or a tensor is missing, extra, or differs from what was written;
-            it is named.
-        OSError: the disk does not take a shard.
-    """
-    found: set[str] = set()
-    with file_threads() as threads:
-        for shard in sorted({entry.shard for entry in manifest.values()}):
-            file = open_shard(directory / shard)
-            flushed = threads.submit(flush_to_disk, directory / shard)
-            names = list(file.keys())
-            found.update(names)
-            for name, as_read in zip(names, threads.map(partial(_entry_in, file, shard), names), strict=True):
-                if as_read != (entry := manifest.get(name)):
-                    raise CheckpointError(
-                        f"{shard}: tensor {name!r} reads back as {as_read}, written was {entry}; "
-                        "the disk or the memory of this machine cannot be trusted"
-                    )
-            flushed.result()
-    if found != manifest.keys():
-        raise CheckpointError(f"tensors were lost on writing: {sorted(manifest.keys() - found)}")
-
-
-def _entry_in(file: Any, shard: str, name: str) -> ManifestEntry:
-    return ManifestEntry.of(file.get_tensor(name), shard)
-
-
-def open_shard(path: Path) -> Any:
-    """Open a safetensors file (`safetensors.safe_open`), whose tensors are read when asked for.
-
-    Raises:
-        CheckpointError: the file cannot be read; it is named.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, "pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); the file is missing, cut short or damaged"
-        ) from error

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from octavo.core.model.checkpoint_source import CheckpointSource, PackedWeight
+from octavo.core.model.shard_file import ManifestEntry
 from octavo.core.model.shard_reader import read_json, write_manifest
-from octavo.core.model.shards import ManifestEntry, SafetensorsWriter, verify_shards
+from octavo.core.model.shards import SafetensorsWriter
 from octavo.core.model.stored_weight import part_name
 from octavo.core.plugins import plugins
 
@@ -46,17 +47,18 @@ class WrittenShards:
 def write_spelled(
     source: CheckpointSource, spelling: Spelling, folder: Path, max_shard_bytes: int
 ) -> WrittenShards:
-    """Write the shards and the JSON files of `source` into `folder`.
+    """Write the shards and the JSON files of `source` into `folder`; read every tensor back and compare it.
 
     Raises:
         ExportError: two tensors have one name.
         OSError: a shard cannot be written.
+        CheckpointError: a tensor differs from what was written.
     """
     for file, fields in spelling.metadata.items():
         path = folder / file
         data = (read_json(path) if path.exists() else {}) | dict(fields)
         path.write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
-    writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes), 0
+    writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes, reads_back=True), 0
     for name, tensor in chain(_spelled(source, spelling), spelling.other_tensors.items()):
         writer.add(name, tensor)
         num_bytes += tensor.nbytes
@@ -73,12 +75,11 @@ def write_checked(
 
 
 def check_written(folder: Path, written: WrittenShards, exporter: str) -> None:
-    """Read every tensor back and compare it; write the manifest; open the checkpoint as its users will.
+    """Write the manifest of what was written and compared; open the checkpoint as its users will.
 
     Raises:
-        CheckpointError: something differs from what was written, or does not read back.
+        CheckpointError: it does not read back.
     """
-    verify_shards(folder, written.manifest)
     write_manifest(folder, written.manifest)
     checkpoint = plugins().exporter(exporter).open(folder)
     checkpoint.activations()

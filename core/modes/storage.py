@@ -13,7 +13,7 @@ from octavo.core.errors import CheckpointError, ExportError, ModeError, Unsuppor
 from octavo.core.model.atomic_folder import atomic_folder
 from octavo.core.model.shard_reader import ShardReader, read_json
 from octavo.core.model.sharded import sharded_names
-from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
+from octavo.core.model.shards import SafetensorsWriter, check_shard_limit
 from octavo.core.modes.record import history, set_history, with_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.modes.saved_record import (
@@ -58,10 +58,10 @@ def save(
     record = describe_modes(model)
     tensors, aliases = _distinct_tensors(model)
     with atomic_folder(Path(directory), overwrite) as folder:
-        writer = SafetensorsWriter(folder, max_shard_bytes)
+        writer = SafetensorsWriter(folder, max_shard_bytes, reads_back=True)
         for name, tensor in tensors.items():
             writer.add(name, tensor)
-        verify_shards(folder, writer.finish())
+        writer.finish()
         text = json.dumps({**record, "aliases": aliases}, indent=2)
         (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
         _write_companions(model, folder)

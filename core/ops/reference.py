@@ -12,6 +12,8 @@ from torch.nn.functional import linear
 from octavo.core import formats
 from octavo.core.formats import Quantized, QuantSpec, parse_chain
 from octavo.core.formats.hadamard import hadamard_transform
+from octavo.core.formats.quantization import check_shapes
+from octavo.core.formats.row_pieces import row_pieces
 from octavo.core.formats.spec import unstacked_chain
 from octavo.core.formats.squared_error import run_sums
 from octavo.core.ops.calls import operand
@@ -113,8 +115,18 @@ def dequantize(
 def squared_error(
     x: Tensor, payload: Tensor, scale: Tensor, global_scale: Tensor | None, spec: str
 ) -> Tensor:
-    parts = (payload, scale, global_scale)
-    return run_sums(x, torch.ops.octavo.dequantize(*parts, spec, x.shape, torch.float32))
+    only, parts = _only(spec), Quantized(payload, scale, global_scale)
+    check_stored(*parts, only)
+    check_shapes(payload, scale, only, x.shape)
+    if only.is_stacked and len(x):
+        one = only.unstacked().key
+        each = zip(x, payload, scale, [None] * len(x) if global_scale is None else global_scale, strict=True)
+        return torch.stack([torch.ops.octavo.squared_error(*parts, one) for parts in each], dim=1)
+    runs = [
+        run_sums(values, torch.ops.octavo.dequantize(*codes, spec, values.shape, torch.float32))
+        for values, codes in row_pieces(x, parts, only)
+    ]
+    return torch.cat(runs, dim=1)
 
 
 def packed_linear(

@@ -8,7 +8,6 @@ from torch import Tensor
 from octavo.core.calibration.solvers.sqnr import decibels
 from octavo.core.formats.squared_error import folded
 from octavo.core.packed import PackedChain, PackedTensor
-from octavo.core.packed.row_pieces import row_pieces
 
 
 class WeightErrors:
@@ -24,6 +23,5 @@ class WeightErrors:
     @torch.no_grad()
     def add(self, name: str, values: Tensor, stored: PackedTensor | PackedChain) -> None:
         """Take in the weight `name`: its values, and the codes that stand for them."""
-        runs = [codes.squared_error(part).flatten(1) for part, codes in row_pieces(values, stored)]
-        signal, noise = folded(torch.cat(runs, dim=1)).tolist()
+        signal, noise = folded(stored.squared_error(values).flatten(1)).tolist()
         self.sqnr[name] = decibels(signal, noise)

@@ -9,8 +9,9 @@ from typing import Protocol
 from torch import Tensor
 
 from octavo.core.errors import listed
+from octavo.core.model.shard_file import open_shard
 from octavo.core.model.shard_reader import ShardReader, read_json
-from octavo.core.model.shards import INDEX_NAME, open_shard
+from octavo.core.model.shards import INDEX_NAME
 from octavo.core.verification.finding import Finding, warning
 
 EXPORT_AGAIN = "Copy or export the checkpoint again."

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from octavo.core.errors import ExportError
+from octavo.core.model.read_back import verify_shards
+from octavo.core.model.shard_file import ManifestEntry
 from octavo.core.model.shard_reader import manifest_name, write_manifest
-from octavo.core.model.shards import ManifestEntry, verify_shards
 from octavo.exporters.tensorrt_llm.layout import Layout
 
 _DTYPES = {

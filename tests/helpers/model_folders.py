@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from octavo.core.model.shard_file import ManifestEntry
 from octavo.core.model.shard_reader import write_manifest
-from octavo.core.model.shards import ManifestEntry, SafetensorsWriter
+from octavo.core.model.shards import SafetensorsWriter
 
 
 def some_tensors(count: int = 5, length: int = 64) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from octavo.core.model.shard_file import open_shard
 from octavo.core.model.shard_reader import read_json
-from octavo.core.model.shards import open_shard
 from octavo.core.verification.finding import Finding, error, warning
 from octavo.exporters.tensorrt_llm.verification.config_rules import check_config, reader_table
 from octavo.exporters.tensorrt_llm.verification.rank_tensors import RankRules

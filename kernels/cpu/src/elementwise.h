@@ -44,7 +44,7 @@ __attribute__((noinline)) void compute_scales(const Scaling& s, const float* ama
         if (f.scale == FLOAT32) {
             write(static_cast<int32_t*>(s.stored) + first + i, scales.stored, some);
         } else {
-            write(static_cast<uint8_t*>(s.stored) + first + i, __builtin_convertvector(scales.stored, Bytes), some);
+            write(static_cast<uint8_t*>(s.stored) + first + i, lowest_bytes(scales.stored), some);
         }
     }
 }

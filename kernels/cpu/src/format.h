@@ -67,13 +67,36 @@ inline Ints float_code(Floats grid, int32_t mantissa_bits, int32_t bias) {
     return normal < (1 << mantissa_bits) ? subnormal : normal;
 }
 
-inline Ints code(Floats grid, const Format& f) {
-    Ints nan = is_nan(grid);
-    Floats number = nan ? Floats{} : grid;
-    if (!f.is_float) return __builtin_convertvector(number, Ints) & ((1 << f.bits) - 1);
-    Ints sign = (bits_of(grid) < 0) & (1 << (f.bits - 1));
-    Ints found = float_code(number, f.mantissa_bits, f.bias) | sign;
-    return nan ? (f.nan_code != 0 ? f.nan_code | sign : Ints{}) : found;
+// The same with a sign, and NaN, which has the code 0 where the format has none.
+inline Ints signed_code(Ints found, Floats x, const Format& f) {
+    Ints sign = (bits_of(x) < 0) & (1 << (f.bits - 1));
+    Ints nan_code = (f.nan_code | sign) & (f.nan_code != 0 ? -1 : 0);
+    return is_nan(x) ? nan_code : found | sign;
+}
+
+// Codes of the nearest numbers of the format, ties to even: in the bits of fp32 numbers, of which the upper ones are left,
+// or for subnormal numbers beside one so large that fp32 rounds to the format's spacing.
+inline Ints nearest_code(Floats x, const Format& f) {
+    Floats positive = magnitude(x);
+    positive = positive > f.max ? all(f.max) : positive;
+    int32_t dropped = 23 - f.mantissa_bits;
+    Ints bits = bits_of(positive), is_odd = (bits >> dropped) & 1;
+    int32_t just_below_half = (1 << (dropped - 1)) - 1, rebiased = (127 - f.bias) << 23;
+    Ints normal = (bits + is_odd + (just_below_half - rebiased)) >> dropped;
+    Ints large = Ints{} + ((127 - f.bias + 1 + dropped) << 23);
+    Ints subnormal = bits_of(positive + floats_of(large)) - large;
+    return signed_code(positive < f.smallest_normal ? subnormal : normal, x, f);
+}
+
+// Codes of numbers in steps.
+template <Rounding rounding>
+inline Ints code_of(Floats x, const Format& f) {
+    if (rounding == TIES_TO_EVEN) return nearest_code(x, f);
+    if (rounding == TIES_TO_EVEN_WITHOUT_ZERO) return nearest_code(x + 0.0f, f);
+    Floats grid = round_to_grid<rounding>(x, f);
+    Floats number = is_nan(grid) ? Floats{} : grid;
+    if (rounding == INTEGER) return __builtin_convertvector(number, Ints) & ((1 << f.bits) - 1);
+    return signed_code(float_code(number, f.mantissa_bits, f.bias), grid, f);
 }
 
 // Scales of WIDTH blocks: the factors, and what is stored of each, as the bits of a float or a byte.

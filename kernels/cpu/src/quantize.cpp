@@ -16,8 +16,7 @@ OCTAVO_EXPORT(quantize)
                 piece.count, layout->b[layout->num_dims - 1], arrays,
                 [=](int64_t i, int64_t count, const Factors& factors) __attribute__((always_inline)) {
                     Floats steps = in_steps<ARITHMETIC, Dtype>(Dtype::load(from + i, count), factors);
-                    Ints found = code(round_to_grid<ROUNDING>(steps, f), f);
-                    write(to + i, __builtin_convertvector(found, Bytes), count);
+                    write(to + i, lowest_bytes(code_of<ROUNDING>(steps, f)), count);
                 });
         });
     });

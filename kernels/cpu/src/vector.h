@@ -88,12 +88,19 @@ struct Fp32 {
 
 // Bits whose upper halves are zero, and without these. Of the general conversions, compilers make more than is needed.
 #if defined(__AVX2__) && !defined(__AVX512F__)
+inline Bytes lowest_bytes(Ints x) {
+    const __m256i every_fourth = _mm256_set1_epi64x(0x0C080400);
+    __m256i found = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(x), every_fourth);
+    __m128i first = _mm256_castsi256_si128(found), second = _mm256_extracti128_si256(found, 1);
+    return reinterpret_cast<Bytes>(_mm_cvtsi128_si64(_mm_unpacklo_epi32(first, second)));
+}
 inline Bits widened(Halves x) { return reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x))); }
 inline Halves narrowed(Bits x) {
     __m256i bits = reinterpret_cast<__m256i>(x);
     return reinterpret_cast<Halves>(_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1)));
 }
 #else
+inline Bytes lowest_bytes(Ints x) { return __builtin_convertvector(x, Bytes); }
 inline Bits widened(Halves x) { return __builtin_convertvector(x, Bits); }
 inline Halves narrowed(Bits x) { return __builtin_convertvector(x, Halves); }
 #endif

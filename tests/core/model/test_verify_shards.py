@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from helpers.model_folders import flip_byte, some_tensors, write
 from octavo.core.errors import CheckpointError
-from octavo.core.model.shards import ManifestEntry, verify_shards
+from octavo.core.model.read_back import verify_shards
+from octavo.core.model.shard_file import ManifestEntry
 
 SECOND = "model-00002-of-00003.safetensors"
 
