@@ -14,6 +14,8 @@ from octavo.core.plugins.builtin import declare_builtin_plugins
 
 if TYPE_CHECKING:
     from octavo.adapters.huggingface.from_pretrained import enable_huggingface
+    from octavo.adapters.huggingface.peft_adapters import add_adapters
+    from octavo.adapters.huggingface.peft_merge import merge_adapters
     from octavo.adapters.huggingface.trainer_callback import OctavoCallback
     from octavo.core.calibration.finalize import finalize, finalized, unfinalize
     from octavo.core.calibration.fold import fold_weight
@@ -89,6 +91,7 @@ _MODULE_OF = {
     "TensorQuantizer": "octavo.core.quantizers",
     "TrainingError": "octavo.core.errors",
     "UnsupportedError": "octavo.core.errors",
+    "add_adapters": "octavo.adapters.huggingface.peft_adapters",
     "calibrate": "octavo.core.calibration.quantize",
     "collect_statistics": "octavo.core.calibration.statistics.collect",
     "compare": "octavo.core.evaluation.language",
@@ -110,6 +113,7 @@ _MODULE_OF = {
     "hookimpl": "octavo.core.plugins.markers",
     "load_quantized": "octavo.core.evaluation.read_back",
     "load_recipe": "octavo.core.config",
+    "merge_adapters": "octavo.adapters.huggingface.peft_merge",
     "merge_configs": "octavo.core.config",
     "perplexity": "octavo.core.evaluation.language",
     "plan": "octavo.core.plan",
@@ -157,6 +161,7 @@ __all__ = [
     "TensorQuantizer",
     "TrainingError",
     "UnsupportedError",
+    "add_adapters",
     "calibrate",
     "collect_statistics",
     "compare",
@@ -178,6 +183,7 @@ __all__ = [
     "hookimpl",
     "load_quantized",
     "load_recipe",
+    "merge_adapters",
     "merge_configs",
     "perplexity",
     "plan",
