@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
     from octavo.core.training import QuantizedTraining, Schedule
     from octavo.core.training.fold_batch_norm import fold_batch_norm
+    from octavo.core.training.reestimate_batch_norm import reestimate_batch_norm
     from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
     from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint
@@ -122,6 +123,7 @@ _MODULE_OF = {
     "preset_names": "octavo.core.config",
     "print_quant_summary": "octavo.core.calibration.summary",
     "quantize": "octavo.core.calibration.quantize",
+    "reestimate_batch_norm": "octavo.core.training.reestimate_batch_norm",
     "register": "octavo.core.modules",
     "reshard_tensorrt_llm": "octavo.exporters.tensorrt_llm.reshard",
     "restore": "octavo.core.modes.storage",
@@ -192,6 +194,7 @@ __all__ = [
     "preset_names",
     "print_quant_summary",
     "quantize",
+    "reestimate_batch_norm",
     "register",
     "reshard_tensorrt_llm",
     "restore",
