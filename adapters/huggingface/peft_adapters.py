@@ -40,7 +40,7 @@ def add_adapters(model: nn.Module, config: Any, **options: Any) -> Any:
     own = dict(_own_modules(model))
     _check_modules(model, getattr(config, "target_modules", None), own)
     _check_parameters(model, getattr(config, "target_parameters", None), own)
-    return peft.get_peft_model(model, config, **options)  # type: ignore[arg-type]
+    return peft.get_peft_model(model, config, **options)
 
 
 def _own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
