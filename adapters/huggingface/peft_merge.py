@@ -15,7 +15,15 @@ from octavo.core.calibration.quantize import quantize
 from octavo.core.calibration.unscaled import unscale_weights
 from octavo.core.compression.decompress import decompress
 from octavo.core.config import load_config
-from octavo.core.errors import CalibrationError, ConfigError, ModeError, UnsupportedError, listed, nearest
+from octavo.core.errors import (
+    CalibrationError,
+    ConfigError,
+    ModeError,
+    TrainingError,
+    UnsupportedError,
+    listed,
+    nearest,
+)
 from octavo.core.modes.record import ModeRecord, history, last_record, set_history, with_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.modules import packed_layers, quantized_layers
@@ -56,6 +64,7 @@ def merge_adapters(
         UnsupportedError: `model` has no adapters that could be merged.
         ModeError: the model under them is not quantized, or finalized; or quantizers are over PEFT's own layers.
         ConfigError: `scales` is wrong, or cannot be held: weights are packed or folded, or the format is another one.
+        TrainingError: an adapter has NaN or infinite values.
         CalibrationError: data is needed. Nothing was changed, as in the cases above.
         PlanError, ConfigError, CalibrationError, UnsupportedError: the merged weights could not be quantized, as in
             `octavo.quantize`; the model is merged then, and not quantized.
@@ -63,6 +72,7 @@ def merge_adapters(
     owner, record = _quantized_base(model)
     if scales is not None and scales not in (known := get_args(Scales)):
         raise ConfigError(f"scales={scales!r}; expected one of {', '.join(known)}.{nearest(scales, known)}")
+    _check_finite(model)
     reason = _reason_against_holding(owner, config)
     if scales == "held" and reason:
         raise ConfigError(f"scales='held' needs the scales of the model's own dense weights, but {reason}")
@@ -100,6 +110,17 @@ def _quantized_base(model: Any) -> tuple[nn.Module, ModeRecord]:
     if not any(True for _ in packed_layers(owner)):
         check_not_finalized(owner, "merging adapters into")
     return owner, record
+
+
+def _check_finite(model: Any) -> None:
+    """Refuse adapters that training has broken, before any of them is in a weight."""
+    prefix = model.base_model.prefix  # of PEFT's own parameters: "lora_"
+    for name, parameter in model.named_parameters():
+        if prefix in name and not parameter.isfinite().all():
+            raise TrainingError(
+                f"the adapter's {name!r} has NaN or infinite values, and merging would put them into the weights; go "
+                "back to a checkpoint from before"
+            )
 
 
 def _reason_against_holding(owner: nn.Module, config: Any) -> str:
@@ -148,6 +169,6 @@ def _calibrated_by_data(owner: nn.Module) -> Iterator[str]:
 
 
 def _merged(model: Any) -> nn.Module:
-    """Return the model under the adapters, with them in its weights; PEFT refuses ones that are not finite."""
+    """Return the model under the adapters, with them in its weights."""
     merged: nn.Module = model.merge_and_unload(safe_merge=True)
     return merged

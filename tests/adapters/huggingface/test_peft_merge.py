@@ -171,6 +171,19 @@ def test_scales_that_cannot_be_held() -> None:
         octavo.merge_adapters(adapted(quantized(INT4)), config="INT8_WEIGHT_ONLY_CFG", scales="held")
 
 
+def test_adapters_that_training_has_broken() -> None:
+    model = adapted(compressed("NVFP4"))
+    layer = up_projection(model.get_base_model())
+    torch.nn.init.constant_(layer.lora_B["default"].weight, torch.nan)
+
+    with pytest.raises(
+        octavo.TrainingError, match=r"'base_model\..*layers\.1\.mlp\.up_proj\.lora_B.* has NaN"
+    ):
+        octavo.merge_adapters(model, quiet=True)
+
+    assert list(packed_layers(model.get_base_model())), "nothing was changed"
+
+
 def test_models_without_adapters_or_without_quantizers() -> None:
     with pytest.raises(
         octavo.UnsupportedError, match=r"LlamaForCausalLM has no adapters .* octavo\.add_adapters"
