@@ -14,7 +14,7 @@ from octavo.adapters.huggingface.trainer_data import first_batches, mean_loss
 from octavo.adapters.huggingface.trainer_export import export_of
 from octavo.adapters.huggingface.trainer_loss import TrainingLoss, replace_loss
 from octavo.core.calibration.forward_loop import ForwardLoop
-from octavo.core.errors import ConfigError, TrainingError, nearest
+from octavo.core.errors import ConfigError, TrainingError, UnsupportedError, nearest
 from octavo.core.training.finite import watch_loss
 from octavo.core.training.metrics import by_layer, summary
 from octavo.core.training.scales import ActivationScales, WeightScales, check_scales
@@ -104,8 +104,35 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         self._attached: QuantizedTraining | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Attach the quantizers: before the optimizer is made, and before a checkpoint is loaded."""
+        """Attach the quantizers: before the optimizer is made, and before a checkpoint is loaded.
+
+        Raises:
+            UnsupportedError: PEFT wraps the model.
+        """
+        if hasattr(model, "merge_and_unload"):
+            raise UnsupportedError(
+                f"the Trainer's model is a {type(model).__name__}: its adapters would be rounded, too. Quantize or "
+                "compress the model first, put adapters over it (octavo.add_adapters), train these without the "
+                "callback, and call octavo.merge_adapters"
+            )
         self._attached = QuantizedTraining(model, self._config, **self._options)
+
+    def go_ahead_of_reporters(self, trainer: Any) -> None:
+        """Move to the front of a Trainer's callbacks, whose reporters (TensorBoard, …) then get the metrics, too.
+
+        A Trainer puts the callbacks that it is given behind those of `report_to`, which see a row as it is by then.
+
+        Raises:
+            TrainingError: this callback is none of the Trainer's.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if self not in callbacks:
+            raise TrainingError(
+                "the callback is none of this Trainer's, so it cannot go ahead of its reporters; give it to "
+                "Trainer(callbacks=[…])"
+            )
+        callbacks.remove(self)
+        callbacks.insert(0, self)
 
     def on_train_begin(
         self,

@@ -184,7 +184,8 @@ class PackedView(Tensor):
             )
             raise UnsupportedError(
                 f"{function} of {view.described()} is not supported; take its `.dequantize()`, or make the "
-                "model's weights dense again with octavo.decompress(model)"
+                "model's weights dense again with octavo.decompress(model); adapters over it are merged by "
+                "octavo.merge_adapters(model)"
             )
         return return_and_correct_aliasing(  # type: ignore[no-untyped-call]
             function, args, kwargs or {}, result

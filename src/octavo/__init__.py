@@ -14,6 +14,8 @@ from octavo.core.plugins.builtin import declare_builtin_plugins
 
 if TYPE_CHECKING:
     from octavo.adapters.huggingface.from_pretrained import enable_huggingface
+    from octavo.adapters.huggingface.peft_adapters import add_adapters
+    from octavo.adapters.huggingface.peft_merge import merge_adapters
     from octavo.adapters.huggingface.trainer_callback import OctavoCallback
     from octavo.core.calibration.finalize import finalize, finalized, unfinalize
     from octavo.core.calibration.fold import fold_weight
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
     from octavo.core.training import QuantizedTraining, Schedule
     from octavo.core.training.fold_batch_norm import fold_batch_norm
+    from octavo.core.training.reestimate_batch_norm import reestimate_batch_norm
     from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
     from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint
@@ -89,6 +92,7 @@ _MODULE_OF = {
     "TensorQuantizer": "octavo.core.quantizers",
     "TrainingError": "octavo.core.errors",
     "UnsupportedError": "octavo.core.errors",
+    "add_adapters": "octavo.adapters.huggingface.peft_adapters",
     "calibrate": "octavo.core.calibration.quantize",
     "collect_statistics": "octavo.core.calibration.statistics.collect",
     "compare": "octavo.core.evaluation.language",
@@ -110,6 +114,7 @@ _MODULE_OF = {
     "hookimpl": "octavo.core.plugins.markers",
     "load_quantized": "octavo.core.evaluation.read_back",
     "load_recipe": "octavo.core.config",
+    "merge_adapters": "octavo.adapters.huggingface.peft_merge",
     "merge_configs": "octavo.core.config",
     "perplexity": "octavo.core.evaluation.language",
     "plan": "octavo.core.plan",
@@ -118,6 +123,7 @@ _MODULE_OF = {
     "preset_names": "octavo.core.config",
     "print_quant_summary": "octavo.core.calibration.summary",
     "quantize": "octavo.core.calibration.quantize",
+    "reestimate_batch_norm": "octavo.core.training.reestimate_batch_norm",
     "register": "octavo.core.modules",
     "reshard_tensorrt_llm": "octavo.exporters.tensorrt_llm.reshard",
     "restore": "octavo.core.modes.storage",
@@ -157,6 +163,7 @@ __all__ = [
     "TensorQuantizer",
     "TrainingError",
     "UnsupportedError",
+    "add_adapters",
     "calibrate",
     "collect_statistics",
     "compare",
@@ -178,6 +185,7 @@ __all__ = [
     "hookimpl",
     "load_quantized",
     "load_recipe",
+    "merge_adapters",
     "merge_configs",
     "perplexity",
     "plan",
@@ -186,6 +194,7 @@ __all__ = [
     "preset_names",
     "print_quant_summary",
     "quantize",
+    "reestimate_batch_norm",
     "register",
     "reshard_tensorrt_llm",
     "restore",

@@ -165,3 +165,19 @@ def test_qat_trainer_resumes_to_the_same_bytes(run: Runner, tmp_path: Path) -> N
 
     weights = "exported/model.safetensors"
     assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("name", "dialect"), [("int4", 1e-3), ("nvfp4", 1e-2)])
+def test_qlora_exports_what_it_merged_and_on_weights_what_it_trained(
+    run: Runner, name: str, dialect: float
+) -> None:
+    # `dialect`: rounding for a checkpoint; layers that engines join get one second-level scale in NVFP4
+    flags = ["--json", "--steps", "6", "--format", name]
+    found = json.loads(run("examples/qlora.py", *flags).splitlines()[-1])
+
+    assert found["original"] < found["rounded, not trained"]
+    for place in ("beside", "inside"):
+        assert found[f"{place}: exported"] == pytest.approx(found[f"{place}: merged"], rel=1e-6)
+        assert found[f"{place}: trained"] < 1.02 * found["rounded, not trained"]
+    assert found["inside: merged"] == pytest.approx(found["inside: trained"], rel=dialect)

@@ -158,6 +158,41 @@ def test_fake_quantized_weights_take_the_adapters_in_and_are_rounded_again() -> 
     assert torch.equal(layer(x), nn.functional.linear(x, rounded))
 
 
+@pytest.mark.parametrize(
+    ("config", "dialect"),
+    [("NVFP4", "unified_hf"), ("NVFP4", "compressed_tensors"), ("INT8", "compressed_tensors")],
+)
+@pytest.mark.parametrize("base", [compressed, quantized])
+def test_merged_adapters_are_in_the_checkpoint_that_engines_read(
+    base: Any, config: str, dialect: str, tmp_path: Path
+) -> None:
+    model = with_lora(base(config))
+    merged = octavo.merge_adapters(model, forward_loop=[TOKENS], quiet=True)
+    with octavo.finalized(merged, dialect):
+        expected = logits(merged)
+
+    octavo.plugins().exporter(dialect).export(merged, tmp_path, quiet=True)
+
+    assert torch.equal(logits(octavo.load_quantized(tmp_path)), expected)
+    assert [one for one in octavo.verify_checkpoint(tmp_path, "vllm") if one.severity == "error"] == []
+
+
+def test_adapters_that_were_rounded_with_the_weights_are_served_as_trained(tmp_path: Path) -> None:
+    targets = [f"{name}.weight" for name in LAYERS]
+    adapters = peft.LoraConfig(r=4, target_modules=[], target_parameters=targets)
+    model = octavo.add_adapters(quantized("NVFP4"), adapters)
+    untouched = logits(model)
+    losses(model)
+    trained = logits(model)
+
+    merged = octavo.merge_adapters(model, quiet=True)
+
+    octavo.export_hf_checkpoint(merged, export_dir=tmp_path, target="vllm", quiet=True)
+    served = logits(octavo.load_quantized(tmp_path))
+    assert (served - trained).norm() < 0.1 * (trained - untouched).norm(), "a dialect's last bits"
+    assert octavo.verify_checkpoint(tmp_path, "vllm") == []
+
+
 def test_adapters_of_a_bfloat16_model_are_fp32_and_train() -> None:
     model = octavo.quantize(stories().bfloat16(), CONFIGS["NVFP4"], [TOKENS], quiet=True)
     model = with_lora(octavo.compress(model, dialect="neutral", quiet=True), zero=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 import octavo
 from helpers.trainers import callback, make_trainer, model_of, samples
@@ -82,6 +84,35 @@ def test_logs_and_evaluations(stories: Path, tmp_path: Path) -> None:
     assert first["weight_sqnr_db_min"] == min(first[f"weight_sqnr_db/{name}"] for name in layers)
 
 
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Notes the rows of training that it gets, as those of `report_to` do."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            self.rows.append(dict(logs))
+
+
+class LaterReporter(Reporter):
+    """One that the Trainer calls after the callback."""
+
+
+def test_reporters_get_the_metrics_where_the_callback_goes_ahead(stories: Path, tmp_path: Path) -> None:
+    for goes_ahead in (False, True):
+        before, after, ours = Reporter(), LaterReporter(), callback()
+        trainer = make_trainer(stories, tmp_path, before, ours, after, steps=1)
+        if goes_ahead:
+            ours.go_ahead_of_reporters(trainer)
+        trainer.train()
+
+        metrics = {"weight_sqnr_db", "weight_sqnr_db_min", "scale_drift", "scale_drift_max"}
+        assert metrics <= after.rows[0].keys()
+        assert metrics & before.rows[0].keys() == (metrics if goes_ahead else set())
+        assert trainer.state.log_history[0]["weight_sqnr_db"] == after.rows[0]["weight_sqnr_db"]
+
+
 def test_static_activations_are_calibrated_on_the_first_training_data(stories: Path, tmp_path: Path) -> None:
     trainer = make_trainer(
         stories, tmp_path, callback("INT8_DEFAULT_CFG", calibration=3), steps=1, learning_rate=0
@@ -105,6 +136,8 @@ def test_data_of_ones_own_and_an_algorithm_that_needs_it(stories: Path, tmp_path
     assert torch.equal(logits(trainer.model, stories), logits(wanted, stories))
 
 
+# trl 1.16 gives transformers 5.23 arguments by their old names.
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 def test_sft_trainer_of_trl(stories: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl", reason="trl is not installed")
     from datasets import Dataset

@@ -46,6 +46,22 @@ def test_a_model_that_is_quantized_already(stories: Path, tmp_path: Path) -> Non
         make_trainer(stories, tmp_path, callback(), model=model)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_model_with_adapters(stories: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(model_of(stories), peft.LoraConfig(target_modules=["q_proj"]))
+
+    with pytest.raises(octavo.UnsupportedError, match=r"is a PeftModel: .* \(octavo\.add_adapters\)"):
+        make_trainer(stories, tmp_path, callback(), model=model)
+
+
+def test_a_trainer_without_the_callback_whose_reporters_it_is_to_lead(stories: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(stories, tmp_path)
+
+    with pytest.raises(octavo.TrainingError, match="none of this Trainer's"):
+        callback().go_ahead_of_reporters(trainer)
+
+
 def test_an_engine_that_would_refuse_it(stories: Path, tmp_path: Path) -> None:
     with pytest.raises(octavo.PlanError, match=r"8 attention heads cannot be split over tp=3"):
         make_trainer(stories, tmp_path, callback(target="vllm", tp=3))

@@ -41,7 +41,8 @@ def test_operations_are_named_with_the_tensor_and_the_way_out(operation: str) ->
 
     assert str(error.value) == (
         f"{operation} of a weight (32, 64) torch.float32 packed as e2m1 block{{-1:16}} e4m3·global dynamic is not "
-        "supported; take its `.dequantize()`, or make the model's weights dense again with octavo.decompress(model)"
+        "supported; take its `.dequantize()`, or make the model's weights dense again with octavo.decompress(model); "
+        "adapters over it are merged by octavo.merge_adapters(model)"
     )
 
 
