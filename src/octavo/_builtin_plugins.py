@@ -1,6 +1,7 @@
 """The plugins that ship with Octavo, by module; each is loaded on first use."""
 
 BUILTIN_PLUGINS = (
+    "octavo.adapters.deepspeed_zero.plugin",
     "octavo.adapters.huggingface.plugin",
     "octavo.exporters.unified_hf.plugin",
     "octavo.exporters.compressed_tensors.plugin",
