@@ -152,7 +152,15 @@ class _Stages:
         log, bad_batches = self._log, self._given.bad_batches
         with watched as own:
             calibrate_max(
-                self.model, run, quiet, self.needs, collectors, part, bad_batches, log, self._given.of_all_ranks
+                self.model,
+                run,
+                quiet,
+                self.needs,
+                collectors,
+                part,
+                bad_batches,
+                log,
+                self._given.of_all_ranks,
             )
         if self._known is not None:
             return self._known.inputs([(found.name, found.device) for found in one.inputs], self.needs)

@@ -31,8 +31,12 @@ def sharded_names(model: nn.Module) -> list[str]:
 
 def spans_ranks(model: nn.Module) -> bool:
     """Return whether a model's wrapper makes every rank run it together: its parameters are divided, or DDP's."""
-    is_replicated = any(type(module).__name__ == "DistributedDataParallel" for module in model.modules())
-    return is_replicated or bool(sharded_names(model))
+    return is_replicated(model) or bool(sharded_names(model))
+
+
+def is_replicated(model: nn.Module) -> bool:
+    """Return whether DDP has wrapped a model, or something in it."""
+    return any(type(module).__name__ == "DistributedDataParallel" for module in model.modules())
 
 
 def reshard(model: nn.Module) -> None:
