@@ -15,6 +15,7 @@ from octavo.adapters.huggingface.trainer_export import export_of
 from octavo.adapters.huggingface.trainer_loss import TrainingLoss, replace_loss
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.errors import ConfigError, TrainingError, nearest
+from octavo.core.model.sharded import sharded_names
 from octavo.core.training.finite import watch_loss
 from octavo.core.training.metrics import by_layer, summary
 from octavo.core.training.scales import ActivationScales, WeightScales, check_scales
@@ -46,7 +47,8 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         metrics: What each row of the Trainer's log gets beside its loss: `summary`, the mean and the worst weight's
             signal-to-noise ratio (dB) and scale drift (octaves); `layers`, those of each, too; `none`.
         evaluate_unquantized: Evaluate the weights without rounding, too: `eval_unquantized_loss`.
-        export_dir: Folder for the checkpoint of the trained model; rank 0 writes it.
+        export_dir: Folder for the checkpoint of the trained model; rank 0 writes it, block by block where ZeRO-3
+            divides the model.
         exporter: In which form (`unified_hf`, `compressed_tensors`, `tensorrt_llm` or a plugin's); None for the one
             that the target loads best.
         target: Engine that will serve it; what it cannot load is refused before training.
@@ -182,7 +184,7 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         assert self._attached is not None  # noqa: S101 (training began)
         self._remove_hooks()
         self._attached.end()
-        if self._export is not None and state.is_world_process_zero:
+        if self._export is not None and (state.is_world_process_zero or sharded_names(self._attached.model)):
             self._export.write(self._attached.model, processing_class, self._quiet)
 
     def _of(self, model: nn.Module | None) -> QuantizedTraining:

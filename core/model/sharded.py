@@ -13,6 +13,11 @@ def is_dtensor(tensor: Tensor) -> bool:
     return type(tensor).__name__ == "DTensor"
 
 
+def is_zero(tensor: Tensor) -> bool:
+    """Return whether a parameter is DeepSpeed's ZeRO-3's, which shows all of it or none."""
+    return hasattr(tensor, "ds_id")
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a parameter is not here as a whole, under FSDP2 or DeepSpeed's ZeRO-3."""
     # ZeRO-3 leaves an empty tensor, and the shape of the whole beside it.

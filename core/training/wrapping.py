@@ -10,9 +10,8 @@ from torch import nn
 
 from octavo.core.calibration.learned_scales import learned_quantizers
 from octavo.core.errors import TrainingError
-from octavo.core.model.sharded import is_dtensor, is_replicated
+from octavo.core.model.sharded import is_dtensor, is_replicated, is_zero
 from octavo.core.quantizers.learned_amax import Estimator
-from octavo.core.training.schedule import Schedule
 
 
 def check_wrapping(model: nn.Module, scales: Mapping[str, str]) -> None:
@@ -23,16 +22,29 @@ def check_wrapping(model: nn.Module, scales: Mapping[str, str]) -> None:
         scales: What becomes of scales, by the argument's name.
 
     Raises:
-        TrainingError: scales are to be learned, and FSDP2 or DDP has wrapped the model.
+        TrainingError: scales are to be learned, and FSDP2, DDP or ZeRO-3 has wrapped the model.
     """
     learned = [f"{name}={way!r}" for name, way in scales.items() if way in get_args(Estimator)]
+    if not learned:
+        return
+    _check_not_zero(model, learned[0])
     divided = [name for name, parameter in model.named_parameters() if is_dtensor(parameter)]
-    if learned and (divided or is_replicated(model)):
+    if divided or is_replicated(model):
         wrapper = f"FSDP2 (first {divided[0]!r})" if divided else "DistributedDataParallel"
         raise TrainingError(
-            f"{learned[0]} makes scales parameters, and {wrapper} has wrapped the model already, so that their gradients "
-            "would stay apart on each rank; make QuantizedTraining first, then wrap the model"
+            f"{learned[0]} makes scales parameters, and {wrapper} has wrapped the model already, so that their "
+            "gradients would stay apart on each rank; make QuantizedTraining first, then wrap the model"
         )
+
+
+def check_learned(model: nn.Module) -> None:
+    """Refuse to begin to learn scales under ZeRO-3.
+
+    Raises:
+        TrainingError: DeepSpeed has divided the model since its scales became parameters.
+    """
+    if any(True for _ in learned_quantizers(model)):
+        _check_not_zero(model, "learning scales")
 
 
 def check_sees_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -45,22 +57,16 @@ def check_sees_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> None
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if divided and not divided & known:
         raise TrainingError(
-            f"the optimizer has none of the {len(divided)} parameters that fully_shard divided: it was made before, and "
-            "would train nothing. Make it after"
+            f"the optimizer has none of the {len(divided)} parameters that fully_shard divided: it was made before, "
+            "and would train nothing. Make it after"
         )
 
 
-def check_freezing(model: nn.Module, schedule: Schedule) -> None:
-    """Refuse to freeze learned scales under ZeRO-3, whose optimizer moves every parameter that it has.
-
-    Raises:
-        TrainingError: the schedule asks for it; the first scale is named.
-    """
-    if schedule.freeze_scales_at is None:
-        return
-    kept = [name for name, quantizer in learned_quantizers(model) if hasattr(quantizer.amax_shift, "ds_id")]
-    if kept:
+def _check_not_zero(model: nn.Module, doing: str) -> None:
+    zero = [name for name, parameter in model.named_parameters() if is_zero(parameter)]
+    if zero:
+        # Its hooks gather a parameter for the module that has it; scales are read by the layer around their quantizer.
         raise TrainingError(
-            f"freeze_scales_at={schedule.freeze_scales_at}: ZeRO-3 keeps the gradients of {kept[0]!r} and "
-            f"{len(kept) - 1} other learned scales, so that they cannot be frozen; leave it out, or do not learn scales"
+            f"{doing}: ZeRO-3 holds this model (first {zero[0]!r}), and does not gather scales that are parameters; use "
+            "'held' or 'recomputed' scales of weights and 'held' or 'observed' ones of activations, or FSDP2"
         )
