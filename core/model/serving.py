@@ -13,10 +13,10 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.exporter import Dialect
 from octavo.core.model.fused import fused_names
+from octavo.core.model.sharded import whole_shape
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
 from octavo.core.model.tied import sharing_names
 from octavo.core.modes.record import last_record
-from octavo.core.model.sharded import whole_shape
 from octavo.core.modules import QuantModule, quantized_layers
 from octavo.core.plugins import plugins
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from octavo.core.errors import UnsupportedError, listed
+from octavo.core.errors import UnsupportedError
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -66,6 +66,6 @@ def check_whole(model: nn.Module, doing: str) -> None:
     """
     if sharded := sharded_names(model):
         raise UnsupportedError(
-            f"{doing} needs whole weights, and {len(sharded)} parameters are sharded ({listed(sharded, 1)}); do this "
+            f"{doing} needs whole weights, and {len(sharded)} parameters are sharded (first {sharded[0]!r}); do this "
             "before fully_shard, DeepSpeed's ZeRO-3 or another wrapper shards the model"
         )

@@ -53,8 +53,8 @@ class QuantExperts(QuantModule):
         slot = next(slot for slot in cls.weight_slots() if quantizer in (slot.quantizer, slot.inputs))
         if is_sharded(stack := getattr(layer, slot.parameter)) and not is_dtensor(stack):
             raise UnsupportedError(
-                f"{slot.parameter}: ZeRO-3 holds these stacked experts {list(whole_shape(stack))}, whose parts cannot be "
-                "told from here; attach quantizers before deepspeed.zero.Init, or leave the experts out"
+                f"{slot.parameter}: ZeRO-3 holds these stacked experts {list(whole_shape(stack))}, whose parts cannot "
+                "be told from here; attach quantizers before deepspeed.zero.Init, or leave the experts out"
             )
         experts, rows, columns = cls.oriented(layer, slot.parameter).shape
         return (experts, rows, columns) if quantizer == slot.quantizer else (0, columns)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch import distributed as dist
+from torch import nn
 
 from octavo.core.errors import ExportError, UnsupportedError
 from octavo.core.model.blocks import Block, InMemoryBlocks

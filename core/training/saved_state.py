@@ -19,6 +19,7 @@ from octavo.core.errors import CheckpointError, UnsupportedError
 from octavo.core.model.background import flush_to_disk
 from octavo.core.model.sharded import is_dtensor, is_sharded
 from octavo.core.ranks.world import num_ranks, rank, wait_for_all
+from octavo.core.training.recipe import BUFFER
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -69,10 +70,13 @@ def save_training(folder: str | Path, model: nn.Module, optimizer: torch.optim.O
 
 
 def load_training(folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Read what `save_training` wrote into a model and its optimizer, and return the finished steps; every rank calls it.
+    """Read what `save_training` wrote into a model and its optimizer; every rank calls it.
 
     The model is made as the saved one was, wrapped in the same way, on as many ranks; `QuantizedTraining`, where it
     took part, is made before, and compares its recipe.
+
+    Returns:
+        The finished steps, for `QuantizedTraining.begin`.
 
     Raises:
         CheckpointError: there is no such checkpoint, it is of another number of ranks or of another model, or was
@@ -81,6 +85,7 @@ def load_training(folder: str | Path, model: nn.Module, optimizer: torch.optim.O
     folder = Path(folder)
     facts = _facts(folder)
     stored = _read(folder / _SHARED) | (_read(folder / _file_of(rank())) if facts["parts"] else {})
+    _check_quantizers(folder, stored, model)
     state = _model_state(stored, model)
     try:
         model.load_state_dict(state)
@@ -182,6 +187,17 @@ def _facts(folder: Path, any_ranks: bool = False) -> dict[str, Any]:
             "export the model and start a new run with its weights"
         )
     return facts
+
+
+def _check_quantizers(folder: Path, stored: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse what was trained with quantizers for a model without, and the other way round."""
+    there, here = (any(n.endswith(BUFFER) for n in names) for names in (stored, dict(model.named_buffers())))
+    if there != here:
+        words = {True: "with quantizers", False: "without quantizers"}
+        raise CheckpointError(
+            f"{folder} was trained {words[there]}, and the model is {words[here]}; make octavo.QuantizedTraining "
+            "before loading where it took part, and only there"
+        )
 
 
 def _model_state(stored: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -67,6 +67,6 @@ def _check_not_zero(model: nn.Module, doing: str) -> None:
     if zero:
         # Its hooks gather a parameter for the module that has it; scales are read by the layer around their quantizer.
         raise TrainingError(
-            f"{doing}: ZeRO-3 holds this model (first {zero[0]!r}), and does not gather scales that are parameters; use "
-            "'held' or 'recomputed' scales of weights and 'held' or 'observed' ones of activations, or FSDP2"
+            f"{doing}: ZeRO-3 holds this model (first {zero[0]!r}), and does not gather scales that are parameters; "
+            "use 'held' or 'recomputed' scales of weights and 'held' or 'observed' ones of activations, or FSDP2"
         )
