@@ -91,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--bits", type=int, default=3, help="of weights")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--save-every", type=int, default=20, help="steps between checkpoints")
     parser.add_argument("--stop-at", type=int, help="stop after this step, with a checkpoint")
     parser.add_argument(
         "--out", type=Path, default=Path("zero3_qat"), help="checkpoints and the exported model"
@@ -105,9 +106,8 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     rows = {"original": octavo.perplexity(AutoModelForCausalLM.from_pretrained(MODEL), test)}
 
     checkpoints, exported = options.out / "checkpoints", options.out / "exported"
-    arguments = training_arguments(
-        checkpoints, options.steps
-    )  # before the model, which is divided as it is loaded
+    # Before the model, which is divided while it is loaded.
+    arguments = training_arguments(checkpoints, options.steps, options.save_every)
     callback = octavo.OctavoCallback(
         weights_of(options.bits),
         weight_scales="recomputed",
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     return rows
 
 
-def training_arguments(folder: Path, steps: int) -> TrainingArguments:
+def training_arguments(folder: Path, steps: int, save_every: int) -> TrainingArguments:
     return TrainingArguments(
         str(folder),
         deepspeed=ZERO3,
@@ -141,7 +141,7 @@ def training_arguments(folder: Path, steps: int) -> TrainingArguments:
         per_device_train_batch_size=4,
         learning_rate=1e-3,
         logging_steps=max(steps // 5, 1),
-        save_steps=20,
+        save_steps=save_every,
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
