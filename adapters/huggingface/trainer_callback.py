@@ -14,6 +14,7 @@ from octavo.adapters.huggingface.trainer_data import first_batches, mean_loss
 from octavo.adapters.huggingface.trainer_export import export_of
 from octavo.adapters.huggingface.trainer_loss import TrainingLoss, replace_loss
 from octavo.core.calibration.forward_loop import ForwardLoop
+from octavo.core.console import say
 from octavo.core.errors import ConfigError, TrainingError, nearest
 from octavo.core.model.sharded import sharded_names
 from octavo.core.training.finite import watch_loss
@@ -22,6 +23,10 @@ from octavo.core.training.scales import ActivationScales, WeightScales, check_sc
 from octavo.core.training.schedule import Schedule
 from octavo.core.training.training import QuantizedTraining
 
+_NOT_DIVIDED = (
+    "the Trainer was asked for fsdp, and every process has the whole model: accelerate divides models on GPUs only, "
+    "and this is DDP. On processors, use fully_shard in a loop of your own, or ZeRO-3"
+)
 Metrics = Literal["summary", "layers", "none"]
 
 
@@ -126,6 +131,8 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
                 f"label_smoothing_factor={args.label_smoothing_factor} makes the Trainer compute a loss of its own, in "
                 "place of the callback's; leave one of them out"
             )
+        if getattr(args, "fsdp", None) and not sharded_names(training.model):
+            say(f"warning: {_NOT_DIVIDED}", self._quiet)
         training.begin(state.global_step, self._data(args, state, train_dataloader))
         training.check_optimizer(optimizer)
         self._remove_hooks()

@@ -38,7 +38,7 @@ from octavo.core.training.scales import (
     recompute_weight_scales,
 )
 from octavo.core.training.schedule import Schedule
-from octavo.core.training.wrapping import check_learned, check_sees_parts, check_wrapping
+from octavo.core.training.wrapping import check_sees_parts, check_wrapped, check_wrapping
 
 
 class QuantizedTraining:
@@ -142,7 +142,7 @@ class QuantizedTraining:
                 "callback and trainer"
             )
         self._guard.check_loaded(step)
-        check_learned(self.model)
+        check_wrapped(self.model)
         if step == 0:
             self._switch(weights=True, others=True)
             data = None if self._algorithm is None else forward_loop

@@ -1,4 +1,4 @@
-"""What DDP, FSDP2 and ZeRO-3 have to see, or cannot do, when scales are learned."""
+"""What DDP, FSDP2 and ZeRO-3 have to see, or cannot do, when a model trains with quantizers."""
 
 from __future__ import annotations
 
@@ -37,12 +37,18 @@ def check_wrapping(model: nn.Module, scales: Mapping[str, str]) -> None:
         )
 
 
-def check_learned(model: nn.Module) -> None:
-    """Refuse to begin to learn scales under ZeRO-3.
+def check_wrapped(model: nn.Module) -> None:
+    """Refuse to begin under a wrapper that came since, and with which quantizers do not work.
 
     Raises:
-        TrainingError: DeepSpeed has divided the model since its scales became parameters.
+        TrainingError: scales are learned under ZeRO-3, or the model is under FSDP's first version.
     """
+    flattened = [name for name, one in model.named_parameters() if getattr(one, "_fsdp_flattened", False)]
+    if flattened:
+        raise TrainingError(
+            f"{flattened[0]!r} is a part of what FullyShardedDataParallel, FSDP's first version, has flattened, and "
+            "rows of weights cannot be told; use fully_shard (in the Trainer fsdp_config={'version': 2})"
+        )
     if any(True for _ in learned_quantizers(model)):
         _check_not_zero(model, "learning scales")
 

@@ -115,6 +115,7 @@ def test_a_killed_rank_ends_the_others_and_leaves_a_whole_checkpoint(
 def test_what_ranks_cannot_do_together_is_refused(two: Any) -> None:
     found = two["refusals"]
 
+    assert "'blocks.0.up.weight' is a part of what FullyShardedDataParallel" in found["FSDP1"]
     assert "has none of the 10 parameters that fully_shard divided" in found["optimizer"]
     late = "wrapped the model already, so that their gradients would stay apart"
     assert (

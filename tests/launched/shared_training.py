@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import octavo
@@ -145,7 +145,11 @@ def refusals() -> dict[str, str]:
     training = octavo.QuantizedTraining(model, INT4_INT8, quiet=True)
     divided = sharded(model)
     gptq = {**copy.deepcopy(INT4_INT8), "algorithm": "gptq"}
+    flat = Stack()
+    first_version = octavo.QuantizedTraining(flat, INT4_INT8, quiet=True)
+    FullyShardedDataParallel(flat, use_orig_params=True, device_id=torch.device("cpu"))
     return {
+        "FSDP1": refusal(lambda: first_version.begin(0, calibration())),
         "optimizer": refusal(lambda: training.check_optimizer(optimizer)),
         "learned late": refusal(
             lambda: octavo.QuantizedTraining(sharded(Stack()), INT4_INT8, weight_scales="lsq", quiet=True)
