@@ -21,7 +21,6 @@ from octavo.core.formats import QuantSpec
 from octavo.core.modules import quantized_layers, tensor_quantizers
 from octavo.core.quantizers import Collector, Quantizer, TensorQuantizer
 from octavo.core.ranks.gathered import gathered
-from octavo.core.ranks.statistics import merge_inputs, merge_maxima
 
 
 def calibrate_max(
@@ -77,6 +76,11 @@ def calibrate_max(
     with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
     if of_all_ranks:
+        from octavo.core.ranks.statistics import (
+            merge_inputs,
+            merge_maxima,
+        )  # only where several ranks calibrate
+
         merge_maxima(collectors)
         merge_inputs(inputs.values())
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}

@@ -29,7 +29,6 @@ from octavo.core.modes.registry import mode_named
 from octavo.core.modes.transaction import applying
 from octavo.core.modules import check_not_packed
 from octavo.core.plan import check_values, plan
-from octavo.core.ranks.statistics import share_state
 
 if TYPE_CHECKING:
     from octavo.core.calibration.algorithm import Algorithm
@@ -146,6 +145,8 @@ def calibrate_attached(
     given = Given(of_all_ranks=of_all_ranks)
     report = _run(model, algorithms, forward_loop, quiet, groups, given)
     if of_all_ranks:
+        from octavo.core.ranks.statistics import share_state  # only where several ranks calibrate
+
         share_state(model)
     add_to_report(model, report)
     return model

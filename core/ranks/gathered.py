@@ -67,14 +67,15 @@ def _whole(divided: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 def _full(parameter: nn.Parameter) -> nn.Parameter:
     tensor = cast("DTensor", parameter.detach())
     # The backend of the mesh carries tensors of its own devices only; offloaded parameters are elsewhere.
-    values = tensor.to(tensor.device_mesh.device_type).full_tensor().to(tensor.device)
+    there = cast("DTensor", tensor.to(tensor.device_mesh.device_type))
+    values = there.full_tensor().to(tensor.device)
     return nn.Parameter(values, requires_grad=False)
 
 
 @contextmanager
 def _in_place(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Let a module hold these parameters, by name, for the time of a context."""
-    before = {}
+    before: dict[str, nn.Parameter | None] = {}
     try:
         for name, parameter in parameters.items():
             holder, own = holder_of(module, name)
@@ -82,9 +83,9 @@ def _in_place(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iter
             holder._parameters[own] = parameter
         yield
     finally:
-        for name, parameter in before.items():
+        for name, earlier in before.items():
             holder, own = holder_of(module, name)
-            holder._parameters[own] = parameter
+            holder._parameters[own] = earlier
 
 
 def holder_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:

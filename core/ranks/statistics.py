@@ -36,7 +36,7 @@ def merge_maxima(collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:
     own = [c.amax if c.amax is not None else empty[q] for q, c in collectors.items()]
     seen = torch.tensor([float(c.amax is not None) for c in collectors.values()], device=own[0].device)
     everything = largest_of_all(torch.cat([*(amax.flatten().float() for amax in own), seen]))
-    *parts, seen = everything.split([*(amax.numel() for amax in own), len(collectors)])
+    *parts, seen = torch.split(everything, [*(amax.numel() for amax in own), len(collectors)])
     for collector, amax, part, was_seen in zip(collectors.values(), own, parts, seen.tolist(), strict=True):
         if was_seen:
             collector.amax = part.reshape(amax.shape).to(amax.dtype)

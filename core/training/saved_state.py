@@ -1,7 +1,7 @@
 """The state of a training in a loop of one's own, on disk: model, optimizer and step, of any number of ranks.
 
 Each rank writes what it alone has (its parts of what FSDP2 divides); what is the same on every rank is written once.
-Safetensors and JSON: nothing is pickled.
+The files are safetensors and JSON, which hold no code.
 """
 
 from __future__ import annotations

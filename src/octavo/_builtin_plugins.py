@@ -1,8 +1,8 @@
 """The plugins that ship with Octavo, by module; each is loaded on first use."""
 
 BUILTIN_PLUGINS = (
-    "octavo.adapters.deepspeed_zero.plugin",
     "octavo.adapters.huggingface.plugin",
+    "octavo.adapters.deepspeed_zero.plugin",
     "octavo.exporters.unified_hf.plugin",
     "octavo.exporters.compressed_tensors.plugin",
     "octavo.exporters.tensorrt_llm.plugin",
