@@ -76,10 +76,8 @@ def calibrate_max(
     with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
     if of_all_ranks:
-        from octavo.core.ranks.statistics import (
-            merge_inputs,
-            merge_maxima,
-        )  # only where several ranks calibrate
+        # Imported only where several ranks calibrate.
+        from octavo.core.ranks.statistics import merge_inputs, merge_maxima
 
         merge_maxima(collectors)
         merge_inputs(inputs.values())
