@@ -185,7 +185,11 @@ class QuantizedTraining:
                 quantizer.amax_shift.grad = None
 
     def after_step(self, step: int) -> None:
-        """Move scales that follow weights or data, now that `step` steps are finished, and go on to the next."""
+        """Move scales that follow weights or data, now that `step` steps are finished, and go on to the next.
+
+        Raises:
+            TrainingError: a weight whose scales follow it is not here, and cannot be gathered.
+        """
         if not self.schedule.scales_are_frozen(step):
             self._observer.update()
             if self._recomputes:
