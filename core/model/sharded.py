@@ -29,6 +29,14 @@ def whole_shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what of a parameter is on this rank: all of it, where it is not divided."""
+    if is_dtensor(tensor):
+        part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return part
+    return getattr(tensor, "ds_tensor", tensor)
+
+
 def sharded_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters that are not here as a whole."""
     return [name for name, parameter in model.named_parameters() if is_sharded(parameter)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from octavo.core.errors import CheckpointError, UnsupportedError
 from octavo.core.model.background import flush_to_disk
-from octavo.core.model.sharded import is_dtensor, is_sharded
+from octavo.core.model.sharded import is_dtensor, is_sharded, local_part
 from octavo.core.ranks.world import num_ranks, rank, wait_for_all
 from octavo.core.training.recipe import BUFFER
 
@@ -123,7 +123,7 @@ def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ste
                 everything[f"{_OPTIMIZER}{index}.{key}"] = value
             else:
                 settings.setdefault(str(index), {})[key] = value
-    parts = {name: _local(tensor) for name, tensor in everything.items() if is_dtensor(tensor)}
+    parts = {name: local_part(tensor).detach() for name, tensor in everything.items() if is_dtensor(tensor)}
     if parts:
         _save(parts, folder / _file_of(rank()), save_file)
     if rank() == 0:
@@ -157,10 +157,6 @@ def _json(facts: Mapping[str, Any]) -> str:
 
 def _file_of(number: int) -> str:
     return f"rank_{number}_of_{num_ranks()}.safetensors"
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return cast("DTensor", tensor).to_local().detach()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -240,6 +236,8 @@ def _optimizer_state(
         if name.startswith(_OPTIMIZER):
             index, _, key = name.removeprefix(_OPTIMIZER).partition(".")
             parameter = parameters[int(index)]
-            is_part = is_dtensor(parameter) and tensor.shape == _local(parameter).shape and tensor.dim() > 0
+            is_part = (
+                is_dtensor(parameter) and tensor.shape == local_part(parameter).shape and tensor.dim() > 0
+            )
             state.setdefault(int(index), {})[key] = _like(tensor, parameter) if is_part else tensor
     return {"state": state, "param_groups": saved["param_groups"]}

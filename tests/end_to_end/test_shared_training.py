@@ -127,6 +127,13 @@ def test_what_ranks_cannot_do_together_is_refused(two: Any) -> None:
     assert "save the model before it is sharded" in found["save"]
 
 
+def test_a_loss_that_is_not_finite_is_told_without_the_other_ranks(two: Any) -> None:
+    found = two["not finite"]
+
+    assert "its weights, which ranks have parts of, are finite here" in found["input"]
+    assert "first parameter with NaN or infinite values is 'stack.head.bias'" in found["weight"]
+
+
 def test_rank_0_writes_what_one_process_would(two: Any, folder: Path) -> None:
     sharded, alone = (load_file(folder / name / "model.safetensors") for name in ("sharded", "alone"))
 

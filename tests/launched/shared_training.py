@@ -19,6 +19,7 @@ import octavo
 from helpers.shared_training import INT4_INT8, Stack, begun, calibration, train
 from launched.common import ARGUMENTS, FOLDER, joined, of_all_ranks, refusal, report
 from octavo.core.modules import tensor_quantizers
+from octavo.core.training.finite import watch_loss
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STEPS = 50
@@ -164,6 +165,27 @@ def refusals() -> dict[str, str]:
     }
 
 
+class WithLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = Stack()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.stack(x).square().mean()}
+
+
+def not_finite() -> dict[str, str]:
+    """Return what is said of a loss that is not finite, on every rank at once."""
+    model = WithLoss()
+    sharded(model.stack)
+    watch_loss(model)
+    model.train()
+    found = {"input": refusal(lambda: model(torch.full((4, 32), torch.inf)))}
+    with torch.no_grad():
+        model.stack.head.bias.fill_(torch.nan)
+    return found | {"weight": refusal(lambda: model(torch.ones(4, 32)))}
+
+
 def exported() -> dict[str, Any]:
     """Export a divided model, and the same weights and scales from one process."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -192,6 +214,7 @@ with joined():
             "replicated": states(calibrated(DistributedDataParallel(Stack()))),
             "resumed": {kind: resumed(kind, OPTIONS) for kind in WRAPPERS},
             "refusals": refusals(),
+            "not finite": not_finite(),
             "exported": exported(),
             "killed": after_death(Path(ARGUMENTS[0])),
         }
