@@ -13,7 +13,15 @@ from safetensors.torch import load_file
 
 import octavo
 from helpers.launcher import run_on_two_ranks
-from helpers.shared_training import INT4_INT8, Stack, calibration, trained_alone
+from helpers.shared_training import (
+    INT4_INT8,
+    PERCENTILE,
+    Stack,
+    calibration,
+    described,
+    input_statistics,
+    trained_alone,
+)
 from octavo.core.modules import tensor_quantizers
 
 KINDS = ["fsdp2", "ddp"]
@@ -49,6 +57,11 @@ def alone() -> list[float]:
     return trained_alone(50, weight_scales="lsq", activation_scales="observed")[0]
 
 
+def states_alone(config: Any) -> dict[str, list[float]]:
+    model = octavo.quantize(Stack(), config, calibration(), quiet=True)
+    return {name: q.amax.flatten().tolist() for name, q in tensor_quantizers(model) if q.named_state()}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_and_four_ranks_train_as_one_process_does(
     two: Any, four: Any, alone: list[float], kind: str
@@ -61,12 +74,29 @@ def test_two_and_four_ranks_train_as_one_process_does(
 
 
 def test_parts_of_the_data_and_of_weights_calibrate_as_all_of_them(two: Any) -> None:
-    model = octavo.quantize(Stack(), INT4_INT8, calibration(), quiet=True)
-    wanted = {name: q.amax.flatten().tolist() for name, q in tensor_quantizers(model) if q.named_state()}
+    largest, clipped = states_alone(INT4_INT8), states_alone(PERCENTILE)
 
-    assert len(wanted) == 10
-    assert two["replicated"] == {f"module.{name}": value for name, value in wanted.items()}
-    assert two["shard first"]["states"] == wanted
+    assert len(largest) == 10
+    assert two["shard first"]["states"] == largest
+    assert two["replicated"] == {f"module.{name}": value for name, value in clipped.items()}, "histograms"
+    assert clipped != largest
+
+
+def test_sums_over_inputs_are_those_of_all_ranks(two: Any) -> None:
+    first, second = two["inputs"]
+    wanted = described(input_statistics())
+
+    assert first == second
+    for name in ("amax", "block_amax_counts"):
+        assert first[name] == wanted[name], "exact"
+    for name in ("abs_sum", "square_sum", "gram"):
+        assert first[name] == pytest.approx(wanted[name], rel=1e-6, abs=1e-5)
+    tokens, batches, seen = wanted["counts"]
+    assert first["counts"] == [tokens, 2 * batches, seen]
+    held = torch.tensor(first["held"]).view(-1, 32)
+    everything = torch.cat(calibration()).double()
+    assert 1 < len(held) <= 6
+    assert all(any(torch.equal(token, one) for one in everything) for token in held.double())
 
 
 def test_quantizing_after_sharding_keeps_the_wrapper_and_can_be_undone(two: Any) -> None:

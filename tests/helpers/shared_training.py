@@ -9,6 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import octavo
+from octavo.core.calibration.statistics import Needs
+from octavo.core.calibration.statistics.collector import StatisticsCollector
+from octavo.core.calibration.statistics.input_statistics import SUMS
+from octavo.core.quantizers import TensorQuantizer
 
 INT4_INT8: dict[str, Any] = {
     "quant_cfg": [
@@ -22,9 +26,38 @@ INT4_INT8: dict[str, Any] = {
     ],
     "algorithm": "mse",
 }
+PERCENTILE = {
+    **INT4_INT8,
+    "quant_cfg": [
+        *INT4_INT8["quant_cfg"],
+        {
+            "quantizer_name": "*input_quantizer",
+            "cfg": {"num_bits": 8, "axis": None, "calibrator": {"method": "percentile", "percentile": 95.0}},
+            "enable": True,
+        },
+    ],
+}
 BATCH = 8
 CALIBRATION = range(900, 904)
 """Numbers of the batches that calibrate."""
+
+
+def input_statistics(rank: int = 0, ranks: int = 1) -> StatisticsCollector:
+    """Return what a rank's part of the calibration data shows of the first layer's input."""
+    needs = Needs(channels=True, gram=True, held_tokens=6, block_amax=True)
+    collector, unused = StatisticsCollector("first", needs), TensorQuantizer()
+    for x in calibration(rank, ranks):
+        collector.collect(unused, x)
+    return collector
+
+
+def described(collector: StatisticsCollector) -> dict[str, Any]:
+    found = collector.statistics
+    assert found is not None
+    tensors = {name: getattr(found, name) for name in (*SUMS, "block_amax_counts")}
+    tensors |= {"gram": found.gram(), "held": found.held.tokens()}
+    lists = {name: tensor.double().flatten().tolist() for name, tensor in tensors.items()}
+    return {**lists, "counts": [found.num_tokens, found.num_batches, found.held.seen]}
 
 
 class Block(nn.Module):

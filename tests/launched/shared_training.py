@@ -16,9 +16,19 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_s
 from torch.nn.parallel import DistributedDataParallel
 
 import octavo
-from helpers.shared_training import INT4_INT8, Stack, begun, calibration, train
+from helpers.shared_training import (
+    INT4_INT8,
+    PERCENTILE,
+    Stack,
+    begun,
+    calibration,
+    described,
+    input_statistics,
+    train,
+)
 from launched.common import ARGUMENTS, FOLDER, joined, of_all_ranks, refusal, report
 from octavo.core.modules import tensor_quantizers
+from octavo.core.ranks.statistics import merge_inputs
 from octavo.core.training.finite import watch_loss
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -58,8 +68,14 @@ def states(model: nn.Module) -> dict[str, list[float]]:
     }
 
 
-def calibrated(model: nn.Module) -> nn.Module:
-    return octavo.quantize(model, INT4_INT8, calibration(dist.get_rank(), dist.get_world_size()), quiet=True)
+def calibrated(model: nn.Module, config: Any = INT4_INT8) -> nn.Module:
+    return octavo.quantize(model, config, calibration(dist.get_rank(), dist.get_world_size()), quiet=True)
+
+
+def merged_inputs() -> dict[str, Any]:
+    collector = input_statistics(dist.get_rank(), dist.get_world_size())
+    merge_inputs([collector])
+    return described(collector)
 
 
 def shard_first() -> dict[str, Any]:
@@ -211,7 +227,8 @@ with joined():
         dist.barrier()
         results |= {
             "shard first": shard_first(),
-            "replicated": states(calibrated(DistributedDataParallel(Stack()))),
+            "replicated": states(calibrated(DistributedDataParallel(Stack()), PERCENTILE)),
+            "inputs": of_all_ranks(merged_inputs()),
             "resumed": {kind: resumed(kind, OPTIONS) for kind in WRAPPERS},
             "refusals": refusals(),
             "not finite": not_finite(),
