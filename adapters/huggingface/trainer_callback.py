@@ -14,13 +14,19 @@ from octavo.adapters.huggingface.trainer_data import first_batches, mean_loss
 from octavo.adapters.huggingface.trainer_export import export_of
 from octavo.adapters.huggingface.trainer_loss import TrainingLoss, replace_loss
 from octavo.core.calibration.forward_loop import ForwardLoop
+from octavo.core.console import say
 from octavo.core.errors import ConfigError, TrainingError, UnsupportedError, nearest
+from octavo.core.model.sharded import sharded_names
 from octavo.core.training.finite import watch_loss
 from octavo.core.training.metrics import by_layer, summary
 from octavo.core.training.scales import ActivationScales, WeightScales, check_scales
 from octavo.core.training.schedule import Schedule
 from octavo.core.training.training import QuantizedTraining
 
+_NOT_DIVIDED = (
+    "the Trainer was asked for fsdp, and every process has the whole model: accelerate divides models on GPUs only, "
+    "and this is DDP. On processors, use fully_shard in a loop of your own, or ZeRO-3"
+)
 Metrics = Literal["summary", "layers", "none"]
 
 
@@ -46,7 +52,8 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         metrics: What each row of the Trainer's log gets beside its loss: `summary`, the mean and the worst weight's
             signal-to-noise ratio (dB) and scale drift (octaves); `layers`, those of each, too; `none`.
         evaluate_unquantized: Evaluate the weights without rounding, too: `eval_unquantized_loss`.
-        export_dir: Folder for the checkpoint of the trained model; rank 0 writes it.
+        export_dir: Folder for the checkpoint of the trained model; rank 0 writes it, block by block where ZeRO-3
+            divides the model.
         exporter: In which form (`unified_hf`, `compressed_tensors`, `tensorrt_llm` or a plugin's); None for the one
             that the target loads best.
         target: Engine that will serve it; what it cannot load is refused before training.
@@ -151,6 +158,8 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
                 f"label_smoothing_factor={args.label_smoothing_factor} makes the Trainer compute a loss of its own, in "
                 "place of the callback's; leave one of them out"
             )
+        if getattr(args, "fsdp", None) and not sharded_names(training.model):
+            say(f"warning: {_NOT_DIVIDED}", self._quiet)
         training.begin(state.global_step, self._data(args, state, train_dataloader))
         training.check_optimizer(optimizer)
         self._remove_hooks()
@@ -209,7 +218,7 @@ class OctavoCallback(TrainerCallback):  # type: ignore[misc]
         assert self._attached is not None  # noqa: S101 (training began)
         self._remove_hooks()
         self._attached.end()
-        if self._export is not None and state.is_world_process_zero:
+        if self._export is not None and (state.is_world_process_zero or sharded_names(self._attached.model)):
             self._export.write(self._attached.model, processing_class, self._quiet)
 
     def _of(self, model: nn.Module | None) -> QuantizedTraining:

@@ -22,6 +22,8 @@ class Algorithm(BaseModel):
         solves: Families of weight formats (`support.py`) that it knows.
         leaves: Families of which weights keep the scales that they have. Others are refused.
         moves_weights: Whether weights hold other values afterwards, so that the original model is gone.
+        gathers_weights: Whether it works on a model whose weights FSDP2 or ZeRO-3 has divided among ranks: it reads no
+            weight outside of `gathered`.
         layerwise: Whether to calibrate block by block. This and what follows: one algorithm of a list that asks for it
             does for all.
         all_experts: Show every calibration token to every expert; outputs stay those of the chosen ones.
@@ -37,6 +39,7 @@ class Algorithm(BaseModel):
     solves: ClassVar[frozenset[str]] = frozenset(FAMILIES)
     leaves: ClassVar[frozenset[str]] = frozenset()
     moves_weights: ClassVar[bool] = False
+    gathers_weights: ClassVar[bool] = False
     layerwise: Layerwise = Layerwise()
     all_experts: StrictBool = False
     expert_statistics: Literal["shared", "own"] = "shared"

@@ -18,6 +18,7 @@ from octavo.core.calibration.solvers.sqnr import gram_sqnr, tensor_sqnr
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.calibration.weight_problem import WeightProblem
 from octavo.core.errors import listed
+from octavo.core.model.sharded import whole_shape
 from octavo.core.modules import QuantModule, WeightSlot, quantized_layers
 from octavo.core.quantizers import TensorQuantizer
 
@@ -107,7 +108,7 @@ class Calibration:
                     for index in range(len(weight)):
                         known = self._inputs.of_stacked(inputs, index, layer)
                         yield from self._solvable(name, layer, slot, index, known)
-                elif weight.dim() == 2:
+                elif len(whole_shape(getattr(layer, slot.parameter))) == 2:
                     yield from self._solvable(name, layer, slot, None, self._inputs.of_layer(inputs))
 
     def grouped(self) -> list[list[WeightProblem]]:
@@ -179,7 +180,7 @@ class Calibration:
                 stages = layer.quantizers()[slot.quantizer].stages()
                 if not any(stage.enabled for stage in stages):
                     continue
-                dims = layer.quantized_weights()[slot.quantizer].dim()
+                dims = len(whole_shape(getattr(layer, slot.parameter)))
                 if not _is_single(layer, slot):
                     reason = f"{len(stages)} quantizers in turn"
                 elif dims != 2 and not slot.is_stacked:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octavo.core.console import track
 from octavo.core.errors import CalibrationError, ConfigError
 from octavo.core.graph.evaluating import evaluating
+from octavo.core.model.sharded import reshard
 
 Batch = Tensor | Mapping[str, Any] | tuple[Any, ...] | list[Any]
 ForwardLoop = Callable[[nn.Module], Any] | Iterable[Batch]
@@ -47,6 +48,7 @@ def run_forward_loop(model: nn.Module, forward_loop: ForwardLoop, quiet: bool) -
             forward_loop(model)
         else:
             _run_batches(model, forward_loop, quiet)
+    reshard(model)
     if calls == 0:
         raise CalibrationError(
             "the forward loop ran the model 0 times; it must call the model, or be an iterable with at least one "

@@ -14,6 +14,7 @@ from octavo.core.calibration.statistics.sizes import parse_bytes
 from octavo.core.calibration.statistics.statistics import Statistics
 from octavo.core.console import say
 from octavo.core.errors import ConfigError
+from octavo.core.model.sharded import spans_ranks
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Given:
         statistics: Stand for the data; None where data is run.
         budget: Bytes of statistics in memory; over it, weights are solved part by part, each after a run of its own.
         bad_batches: Notes batches that are not finite, and leaves them out; None refuses them.
+        of_all_ranks: Put together what all ranks see; each runs its own part of the data.
     """
 
     statistics: Statistics | None = None
     budget: int | None = None
     bad_batches: BadBatches | None = None
+    of_all_ranks: bool = False
 
     def describe(self) -> dict[str, Any]:
         """Return what the record of a quantized model says of it, JSON-ready; nothing where nothing was given."""
@@ -77,4 +80,4 @@ def given_for(
         statistics = Statistics.load(statistics)
     if statistics is not None:
         statistics.check_model(model)
-    return Given(statistics, budget, BadBatches() if skip_bad_batches else None)
+    return Given(statistics, budget, BadBatches() if skip_bad_batches else None, spans_ranks(model))

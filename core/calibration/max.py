@@ -11,3 +11,4 @@ class Max(Algorithm):
     """Scales from the largest magnitudes, which every algorithm starts from."""
 
     method: ClassVar[str] = "max"
+    gathers_weights: ClassVar[bool] = True

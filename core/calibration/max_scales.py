@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from octavo.core.console import say
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.modules import quantized_layers, tensor_quantizers
-from octavo.core.quantizers import Collector, TensorQuantizer
+from octavo.core.quantizers import Collector, Quantizer, TensorQuantizer
+from octavo.core.ranks.gathered import gathered
 
 
 def calibrate_max(
@@ -31,6 +32,7 @@ def calibrate_max(
     part: Part = WHOLE,
     bad_batches: BadBatches | None = None,
     log: RunLog | None = None,
+    of_all_ranks: bool = False,
 ) -> None:
     """Calibrate every quantizer that is not calibrated yet, by one run of the data.
 
@@ -45,6 +47,7 @@ def calibrate_max(
         part: Whose quantizers to calibrate.
         bad_batches: Notes batches that are not finite, and leaves them out; None refuses them.
         log: Takes in the tokens of experts, and the warnings.
+        of_all_ranks: Put together what all ranks see; each calls this.
 
     Raises:
         CalibrationError: data is needed and there is none, a quantizer was never reached, or statistics are not
@@ -72,6 +75,12 @@ def calibrate_max(
         attached = bad_batches.guards(attached, shown | {q: name for name, q in waiting})
     with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
+    if of_all_ranks:
+        # Imported only where several ranks calibrate.
+        from octavo.core.ranks.statistics import merge_inputs, merge_maxima
+
+        merge_maxima(collectors)
+        merge_inputs(inputs.values())
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
     for name, quantizer in waiting:
@@ -101,20 +110,26 @@ def calibrate_weights(model: nn.Module) -> None:
     collectors: dict[TensorQuantizer, AmaxCollector] = {}
     seen: dict[str, Tensor] = {}
     for layer_name, layer in quantized_layers(model):
-        for quantizer_name, weight in layer.quantized_weights().items():
-            if weight.is_meta:  # offloaded: the data run sees it, when its values are there
-                continue
-            for quantizer in layer.quantizers()[quantizer_name].stages():
-                if quantizer.spec is None:
+        with gathered(layer, [slot.parameter for slot in layer.weight_slots()]):
+            for quantizer_name, weight in layer.quantized_weights().items():
+                if weight.is_meta:  # offloaded: the data run sees it, when its values are there
                     continue
-                collector = _collector(quantizer, quantizer.spec)
-                collector.collect(quantizer, weight)
-                if collector.amax is not None:
-                    seen[f"{layer_name}.{quantizer_name}"] = collector.amax
-                if quantizer.needs_calibration:
-                    collectors[quantizer] = collector
+                for quantizer, collector in _collected(layer.quantizers()[quantizer_name], weight):
+                    if collector.amax is not None:
+                        seen[f"{layer_name}.{quantizer_name}"] = collector.amax
+                    if quantizer.needs_calibration:
+                        collectors[quantizer] = collector
     _check_finite(seen)
     _set_states(collectors)
+
+
+def _collected(chain: Quantizer, weight: Tensor) -> Iterator[tuple[TensorQuantizer, AmaxCollector]]:
+    """Yield each quantizer of a weight that has a format, with what it collects from the weight."""
+    for quantizer in chain.stages():
+        if quantizer.spec is not None:
+            collector = _collector(quantizer, quantizer.spec)
+            collector.collect(quantizer, weight)
+            yield quantizer, collector
 
 
 def uncalibrated(model: nn.Module) -> list[tuple[str, TensorQuantizer]]:
@@ -153,7 +168,9 @@ def _check_reached(unseen: Sequence[str], bad_batches: BadBatches | None) -> Non
 def _check_finite(seen: Mapping[str, Tensor], data: Mapping[str, AmaxCollector] | None = None) -> None:
     bad = [name for name, amax in seen.items() if not amax.isfinite().all()]
     if data is not None:
-        bad = [f"{name} (first in batch {data[name].bad_batch()})" for name in bad]
+        batches = {name: data[name].bad_batch() for name in bad}
+        places = {n: "on another rank" if b is None else f"first in batch {b}" for n, b in batches.items()}
+        bad = [f"{name} ({places[name]})" for name in bad]
     if bad:
         raise CalibrationError(
             f"{len(bad)} quantizers saw NaN or infinite values: {listed(bad)}; look at these layers' weights and at "

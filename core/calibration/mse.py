@@ -17,8 +17,9 @@ from octavo.core.calibration.support import FP8, INT, INT_BLOCKS, MX, NVFP4, NVF
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.formats import PerBlock, PerTensor, QuantSpec
 from octavo.core.formats.scales import beside
-from octavo.core.modules import WeightSlot, quantized_layers
+from octavo.core.modules import QuantModule, WeightSlot, quantized_layers
 from octavo.core.quantizers import TensorQuantizer
+from octavo.core.ranks.gathered import gathered
 
 if TYPE_CHECKING:
     from octavo.core.calibration.calibration import Calibration
@@ -42,6 +43,7 @@ class Mse(Algorithm):
     method: ClassVar[str] = "mse"
     solves: ClassVar[frozenset[str]] = frozenset({INT, INT_BLOCKS, FP8, NVFP4_STATIC})
     leaves: ClassVar[frozenset[str]] = frozenset({NVFP4, MX})
+    gathers_weights: ClassVar[bool] = True
     step_size: float = Field(default=0.1, gt=0, allow_inf_nan=False, strict=True)
     start_multiplier: float = Field(default=0.25, gt=0, allow_inf_nan=False, strict=True)
     stop_multiplier: float = Field(default=4.0, gt=0, allow_inf_nan=False, strict=True)
@@ -69,15 +71,23 @@ class Mse(Algorithm):
             CalibrationError: a weight is offloaded, so that it cannot be searched; it is named.
         """
         calibration.share_second_levels()
-        searched = [found for found in _weights(calibration.model) if _is_searched(*found[2:], self)]
-        offloaded = [f"{name}.{slot.quantizer}" for name, slot, _, weight in searched if weight.is_meta]
+        searchable = [found for found in _weights(calibration.model) if _has_scales(found[3], self)]
+        offloaded = [
+            f"{name}.{slot.quantizer}"
+            for name, layer, slot, _ in searchable
+            if layer.quantized_weights()[slot.quantizer].is_meta
+        ]
         if offloaded:
             raise CalibrationError(
                 f"the search of 'mse' needs weights in memory, and {len(offloaded)} are offloaded: "
                 f"{listed(offloaded)}; load the model without offloading, or use the algorithm 'max'"
             )
-        for name, slot, quantizer, weight in searched:
-            largest, amax = quantizer.amax.clone(), best_amax(weight.detach(), quantizer, self)
+        for name, layer, slot, quantizer in searchable:
+            with gathered(layer, [slot.parameter]):
+                weight = layer.quantized_weights()[slot.quantizer].detach()
+                if not _has_largest(quantizer, weight):
+                    continue
+                largest, amax = quantizer.amax.clone(), best_amax(weight, quantizer, self)
             quantizer.set_state(**{**quantizer.named_state(), "amax": amax})
             note = {"weight": f"{name}.{slot.parameter}".removeprefix("."), "algorithm": self.method}
             calibration.rows.append({**note, "mean_multiplier": _mean_ratio(amax, largest)})
@@ -126,18 +136,25 @@ def _mean_ratio(amax: Tensor, largest: Tensor) -> float:
     return float((amax / largest)[largest > 0].mean()) if bool((largest > 0).any()) else 1.0
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, WeightSlot, TensorQuantizer, Tensor]]:
-    """Yield (layer's name, slot, quantizer, weight) of every weight with a single quantizer that is on."""
+def _weights(model: nn.Module) -> Iterator[tuple[str, QuantModule, WeightSlot, TensorQuantizer]]:
+    """Yield (layer's name, layer, slot, quantizer) of every weight with a single quantizer that is on."""
     for name, layer in quantized_layers(model):
-        weights = layer.quantized_weights()
         for slot in layer.weight_slots():
             quantizer = layer.quantizers()[slot.quantizer]
             if isinstance(quantizer, TensorQuantizer) and quantizer.enabled:
-                yield name, slot, quantizer, weights[slot.quantizer]
+                yield name, layer, slot, quantizer
 
 
-def _is_searched(quantizer: TensorQuantizer, weight: Tensor, options: Mse) -> bool:
+def _has_scales(quantizer: TensorQuantizer, options: Mse) -> bool:
     spec = quantizer.spec
-    if spec is None or "amax" not in spec.state or (options.fp8_scale_sweep and spec.global_max is None):
-        return False
-    return weight.is_meta or torch.equal(quantizer.amax, ops.amax(weight.detach(), spec))
+    return (
+        spec is not None
+        and "amax" in spec.state
+        and not (options.fp8_scale_sweep and spec.global_max is None)
+    )
+
+
+def _has_largest(quantizer: TensorQuantizer, weight: Tensor) -> bool:
+    """Return whether a quantizer's amax is still the largest magnitude of its weight."""
+    assert quantizer.spec is not None  # noqa: S101 (it has scales)
+    return torch.equal(quantizer.amax, ops.amax(weight, quantizer.spec))

@@ -16,17 +16,19 @@ from octavo.core.calibration.cost import measured
 from octavo.core.calibration.finalized import check_not_finalized
 from octavo.core.calibration.fold_mode import check_not_folded
 from octavo.core.calibration.forward_loop import ForwardLoop
-from octavo.core.calibration.given import NOTHING_GIVEN, Given, given_for
+from octavo.core.calibration.given import Given, given_for
 from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.calibration.max_scales import calibrate_weights, uncalibrated
 from octavo.core.calibration.run_log import RunLog
+from octavo.core.calibration.support import check_gathers
 from octavo.core.console import say
 from octavo.core.errors import ModeError, listed
+from octavo.core.model.sharded import spans_ranks
 from octavo.core.modes.record import history, last_record, set_history
 from octavo.core.modes.registry import mode_named
 from octavo.core.modes.transaction import applying
 from octavo.core.modules import check_not_packed
-from octavo.core.plan import check_device, plan
+from octavo.core.plan import check_values, plan
 
 if TYPE_CHECKING:
     from octavo.core.calibration.algorithm import Algorithm
@@ -83,7 +85,8 @@ def quantize(
     made = plan(model, config, target, tp, stats_budget)
     algorithms = algorithms_of(made.config["algorithm"])
     made.check()
-    check_device(model)
+    check_values(model)
+    check_gathers(model, algorithms)
     given = given_for(model, forward_loop, statistics, stats_budget, skip_bad_batches)
     with applying(model, "quantize", _json_ready(made.config)) as state:
         attach(model, made.layers)
@@ -116,6 +119,13 @@ def calibrate(
         ModeError: the model is not quantized, is finalized for a dialect, or holds packed weights.
         ConfigError, UnsupportedError, CalibrationError: as in `quantize`.
     """
+    return calibrate_attached(model, algorithm, forward_loop, quiet, spans_ranks(model))
+
+
+def calibrate_attached(
+    model: nn.Module, algorithm: Any, forward_loop: ForwardLoop | None, quiet: bool, of_all_ranks: bool
+) -> nn.Module:
+    """Do what `calibrate` does; with `of_all_ranks` every rank calls it, and gets the scales of all ranks' data."""
     if not any(record.mode == "quantize" for record in history(model)):
         raise ModeError("the model is not quantized; call octavo.quantize first")
     check_not_packed(model, "calibrate it")
@@ -132,7 +142,12 @@ def calibrate(
         say("every quantizer is calibrated already, so the data was not run", quiet)
     record = last_record(model, "quantize")
     groups = record.state["same_input"] if record is not None else []
-    report = _run(model, algorithms, forward_loop, quiet, groups)
+    given = Given(of_all_ranks=of_all_ranks)
+    report = _run(model, algorithms, forward_loop, quiet, groups, given)
+    if of_all_ranks:
+        from octavo.core.ranks.statistics import share_state  # only where several ranks calibrate
+
+        share_state(model)
     add_to_report(model, report)
     return model
 
@@ -168,7 +183,7 @@ def _run(
     forward_loop: ForwardLoop | None,
     quiet: bool,
     groups: Sequence[Sequence[str]],
-    given: Given = NOTHING_GIVEN,
+    given: Given,
 ) -> dict[str, Any]:
     """Return what the run notes for the model's report."""
     if not algorithms:

@@ -27,7 +27,7 @@ from octavo.core.calibration.part import WHOLE, Part
 from octavo.core.calibration.run_log import RunLog
 from octavo.core.calibration.statistics import InputStatistics, Needs
 from octavo.core.calibration.statistics.known import KnownStatistics
-from octavo.core.calibration.support import check_supported
+from octavo.core.calibration.support import check_gathers, check_supported
 from octavo.core.console import track
 from octavo.core.errors import CalibrationError
 from octavo.core.graph.evaluating import evaluating
@@ -65,6 +65,7 @@ def run_algorithms(
         UnsupportedError: an algorithm does not know a format, or blocks cannot run one after the other.
     """
     check_supported(model, algorithms)
+    check_gathers(model, algorithms)
     groups = tuple(tuple(group) for group in groups)
     layerwise = next((a.layerwise for a in algorithms if a.layerwise.enable), None)
     run = None if forward_loop is None else lambda: run_forward_loop(model, forward_loop, quiet)
@@ -150,7 +151,17 @@ class _Stages:
             watched = watching_experts(self.model, one.part, self.needs)
         log, bad_batches = self._log, self._given.bad_batches
         with watched as own:
-            calibrate_max(self.model, run, quiet, self.needs, collectors, part, bad_batches, log)
+            calibrate_max(
+                self.model,
+                run,
+                quiet,
+                self.needs,
+                collectors,
+                part,
+                bad_batches,
+                log,
+                self._given.of_all_ranks,
+            )
         if self._known is not None:
             return self._known.inputs([(found.name, found.device) for found in one.inputs], self.needs)
         return {c.name: c.statistics for c in collectors.values() if c.statistics is not None} | own

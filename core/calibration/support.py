@@ -9,6 +9,7 @@ from torch import nn
 
 from octavo.core.errors import UnsupportedError
 from octavo.core.formats import PerBlock, QuantSpec
+from octavo.core.model.sharded import check_whole
 from octavo.core.modules import quantized_layers
 
 if TYPE_CHECKING:
@@ -53,6 +54,19 @@ def check_supported(model: nn.Module, algorithms: Sequence[Algorithm]) -> None:
                             f"{where}: algorithm {algorithm.method!r} does not know {family} weights, found "
                             f"{stage.spec}; choose another algorithm or format for this layer:\n{matrix()}"
                         )
+
+
+def check_gathers(model: nn.Module, algorithms: Sequence[Algorithm]) -> None:
+    """Refuse algorithms that need whole weights, where FSDP2 or ZeRO-3 has divided them among ranks.
+
+    Raises:
+        UnsupportedError: the algorithm and the first divided parameter are named.
+    """
+    for algorithm in algorithms:
+        if algorithm.layerwise.enable:
+            check_whole(model, "layerwise calibration")
+        elif not algorithm.gathers_weights:
+            check_whole(model, f"the algorithm {algorithm.method!r}")
 
 
 def support() -> list[tuple[str, ...]]:

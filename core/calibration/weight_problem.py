@@ -15,6 +15,7 @@ from octavo.core.calibration.solvers.input_product import InputProduct
 from octavo.core.calibration.statistics import InputStatistics
 from octavo.core.errors import CalibrationError
 from octavo.core.formats import QuantSpec
+from octavo.core.model.sharded import is_sharded, whole_shape
 from octavo.core.modules import QuantModule, WeightSlot
 from octavo.core.quantizers import TensorQuantizer
 
@@ -73,9 +74,15 @@ class WeightProblem:
         """Return the weight as it is, [out, in] in its dtype.
 
         Raises:
-            CalibrationError: it is offloaded.
+            CalibrationError: it is offloaded, or divided among ranks.
         """
-        weight = self.layer.quantized_weights()[self.slot.quantizer].detach()
+        weight = self.layer.quantized_weights()[self.slot.quantizer]
+        if is_sharded(weight):
+            raise CalibrationError(
+                f"{self.name} {list(whole_shape(weight))} is divided among ranks (FSDP2, ZeRO-3), and was read without "
+                "gathering it; calibrate before the model is sharded, or use the algorithm 'max' or 'mse'"
+            )
+        weight = weight.detach()
         if weight.is_meta:
             raise CalibrationError(
                 f"{self.name} is offloaded, and this algorithm needs weights in memory; load the model without "

@@ -12,6 +12,7 @@ from octavo.core.errors import FOREIGN_FAILURES, PlanError
 from octavo.core.graph.dataflow import InputRecorder
 from octavo.core.graph.evaluating import evaluating
 from octavo.core.model.description import ModelDescription
+from octavo.core.model.sharded import reshard
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -53,6 +54,7 @@ def probe(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Mapping[str
     """Run `model(**inputs)` in eval mode and return what `layers` read; works on the meta device too."""
     with evaluating(model), InputRecorder(layers) as recorder:
         model(**inputs)
+    reshard(model)
     return recorder
 
 

@@ -18,17 +18,21 @@ from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
 from octavo.core.errors import ExportError, listed
 from octavo.core.model.atomic_folder import atomic_folder
+from octavo.core.model.blocks import InMemoryBlocks
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.checkpoint_source import CheckpointSource
 from octavo.core.model.expert_layout import with_experts_apart
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import ModelSource, dtype_of, left_out_modules
+from octavo.core.model.sharded import sharded_names
 from octavo.core.model.shards import check_shard_limit
 from octavo.core.model.spelled_files import Spelling, check_written, write_spelled
 from octavo.core.model.stored_weight import StoredWeight, check_layout
 from octavo.core.modules import PackedParameter, QuantExperts, dense_names, packed_layers, quantized_layers
 from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
+from octavo.core.ranks.led_blocks import led_by_first
+from octavo.core.ranks.world import rank
 from octavo.core.report.files import write_report
 from octavo.core.report.run_report import run_report
 from octavo.core.report.weight_error import WeightErrors
@@ -81,11 +85,32 @@ def write_checkpoint(
 ) -> ExportReport:
     """Write `model`, finalized for the time of writing; everything is read back before the folder appears.
 
+    Of a model that FSDP2 or ZeRO-3 divides, rank 0 writes, and has a block at a time; every rank calls this.
+
     Raises:
         ExportError: the model is finalized for something else, a tensor is not finite, or the folder cannot be
             written.
         CheckpointError: what was written does not read back.
     """
+    with dense_names(model):
+        description = plugins().describe_model(model)
+    if sharded_names(model):
+        report = led_by_first(
+            model, description, lambda blocks: _write(model, blocks, export_dir, export, options)
+        )
+    else:
+        report = _write(model, InMemoryBlocks(model, description), export_dir, export, options)
+    quiet = options.quiet or rank() != 0
+    for warning in report.warnings:
+        say(f"warning: {warning}", quiet)
+    for difference in report.differences:
+        say(f"for {options.target}: {difference}", quiet)
+    return report
+
+
+def _write(
+    model: nn.Module, blocks: InMemoryBlocks, export_dir: Path, export: ModelExport, options: WriteOptions
+) -> ExportReport:
     with dense_names(model), atomic_folder(export_dir, options.overwrite) as folder:
         _write_companions(model, folder, options)
         errors = WeightErrors()
@@ -93,7 +118,7 @@ def write_checkpoint(
             layout = model_layout(model, export.weights)
             check_layout(export.weights, layout, export.stores_stacks)
             untried = _whole_stacks(model, export.weights)
-            source = ModelSource(model, export.weights, layout, options.dtype, errors)
+            source = ModelSource(model, export.weights, layout, options.dtype, errors, blocks)
             # Shards end here: what is not written yet is the model's own memory, finalized.
             written = write_spelled(source, export.spelling(source), folder, options.max_shard_bytes)
             differences = target_differences(model) + export.differences
@@ -105,10 +130,6 @@ def write_checkpoint(
             export_dir, len(written.manifest), written.num_bytes, warnings, export.exporter, differences
         )
         write_report(folder, run_report(model, rows, report, left_out_modules(model, export.weights)))
-    for warning in warnings:
-        say(f"warning: {warning}", options.quiet)
-    for difference in differences:
-        say(f"for {options.target}: {difference}", options.quiet)
     return report
 
 

@@ -20,7 +20,6 @@ from octavo.core.model.finite import is_finite
 from octavo.core.model.module_names import module_names
 from octavo.core.model.stored_weight import StoredWeight, input_state
 from octavo.core.modules import PackedParameter, QuantAttention, quantized_layers
-from octavo.core.plugins import plugins
 from octavo.core.report.weight_error import WeightErrors
 
 
@@ -33,6 +32,7 @@ class ModelSource:
         layout: Where its checkpoint has them.
         dtype: Of the tensors that are not quantized; None: each its own.
         errors: Takes in how far codes are from weights.
+        blocks: The blocks that the model is read in.
     """
 
     def __init__(
@@ -42,12 +42,14 @@ class ModelSource:
         layout: CheckpointLayout,
         dtype: torch.dtype | None,
         errors: WeightErrors,
+        blocks: InMemoryBlocks,
     ) -> None:
         self._model = model
         self._weights = weights
         self._layout = layout
         self._dtype = dtype
         self._errors = errors
+        self._blocks = blocks
         names = module_names(layout.names)
         self.dtype = dtype or dtype_of(model)
         self.modules = set(names.values())
@@ -72,14 +74,13 @@ class ModelSource:
         Raises:
             ExportError: a tensor that is not quantized is not finite, or scales do not divide among segments.
         """
-        source = InMemoryBlocks(self._model, plugins().describe_model(self._model))
         tied = self._model.state_dict(keep_vars=True)
         written: set[int] = set()
         places: dict[str, list[tuple[str, Place]]] = {}
         for new, place in self._layout.places().items():
             places.setdefault(place.name, []).append((new, place))
-        for block in source.blocks():
-            with source.materialized(block) as module:
+        for block in self._blocks.blocks():
+            with self._blocks.materialized(block) as module:
                 values = module.state_dict(prefix=f"{block.name}." if block.name else "")
                 for name in block.tensors:
                     if name not in places or id(tied[name]) in written:

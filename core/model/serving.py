@@ -13,6 +13,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.description import ModelDescription
 from octavo.core.model.exporter import Dialect
 from octavo.core.model.fused import fused_names
+from octavo.core.model.sharded import whole_shape
 from octavo.core.model.targets import ServedLayer, Serving, best_serving, served_parts
 from octavo.core.model.tied import sharing_names
 from octavo.core.modes.record import last_record
@@ -84,7 +85,7 @@ def model_serving(model: nn.Module, target: str) -> Serving:
             shapes = {
                 q: _shapes(name, weight, description)
                 for q, weight in layer.quantized_weights().items()
-                if weight.dim() == 2 or q in stacked
+                if len(whole_shape(weight)) == 2 or q in stacked
             }
             layers |= served_parts(name, type(layer), specs, shapes, name in fused, _transforms(layer))
     served = best_serving(layers, target)
@@ -99,8 +100,8 @@ def _shapes(name: str, weight: Tensor, description: ModelDescription | None) -> 
     """Return the shape of a weight [out, in], or of each segment of a fused one."""
     segments = description.segments.get(name) if description is not None else None
     if segments is None:
-        return (tuple(weight.shape),)
-    return tuple((segments.num_rows(role), weight.shape[-1]) for role in segments.rows_per_group)
+        return (whole_shape(weight),)
+    return tuple((segments.num_rows(role), whole_shape(weight)[-1]) for role in segments.rows_per_group)
 
 
 def _transforms(layer: QuantModule) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.checkpoint_source import PackedWeight
 from octavo.core.model.exporter import InputState
+from octavo.core.model.sharded import is_zero, whole_shape
 from octavo.core.modules import PackedParameter, QuantExperts, QuantModule, WeightSlot
 from octavo.core.packed import PackedChain, PackedTensor
 from octavo.core.quantizers import TensorQuantizer
@@ -66,11 +67,13 @@ class StoredWeight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight as its quantizer sees it."""
-        held = self.held
-        return (
-            tuple(self.layer.quantized_weights()[self.slot.quantizer].shape) if held is None else held.shape
-        )
+        """Shape of the weight as its quantizer sees it, also where ranks have parts of it."""
+        if self.held is not None:
+            return self.held.shape
+        if is_zero(parameter := self.layer.get_parameter(self.slot.parameter)):
+            shape = whole_shape(parameter)
+            return shape[::-1] if self.layer.weight_is_transposed else shape
+        return tuple(self.layer.quantized_weights()[self.slot.quantizer].shape)
 
     @property
     def values(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
 
+from octavo.core.model.sharded import whole_shape
 from octavo.core.modules.base import QuantModule
 from octavo.core.modules.packed_parameter import dense
 from octavo.core.quantizers import Quantizer
@@ -41,7 +42,7 @@ class QuantConvolution(QuantModule):
         varying = (0,) * len(conv.kernel_size)
         shapes = {
             "input_quantizer": (0, conv.in_channels, *varying),
-            "weight_quantizer": tuple(conv.weight.shape),
+            "weight_quantizer": whole_shape(conv.weight),
             "output_quantizer": (0, conv.out_channels, *varying),
         }
         return shapes[quantizer]

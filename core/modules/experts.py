@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from octavo.core.errors import UnsupportedError
+from octavo.core.model.sharded import is_dtensor, is_sharded, whole_shape
 from octavo.core.modules.base import QuantModule, WeightSlot
 
 
@@ -49,6 +51,11 @@ class QuantExperts(QuantModule):
     def quantizer_shape(cls, layer: nn.Module, quantizer: str) -> tuple[int, ...] | None:
         """Return the shape of the tensor that `quantizer` sees, with 0 for dims that vary."""
         slot = next(slot for slot in cls.weight_slots() if quantizer in (slot.quantizer, slot.inputs))
+        if is_sharded(stack := getattr(layer, slot.parameter)) and not is_dtensor(stack):
+            raise UnsupportedError(
+                f"{slot.parameter}: ZeRO-3 holds these stacked experts {list(whole_shape(stack))}, whose parts cannot "
+                "be told from here; attach quantizers before deepspeed.zero.Init, or leave the experts out"
+            )
         experts, rows, columns = cls.oriented(layer, slot.parameter).shape
         return (experts, rows, columns) if quantizer == slot.quantizer else (0, columns)
 

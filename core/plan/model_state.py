@@ -36,6 +36,21 @@ def check_device(model: nn.Module) -> None:
     Raises:
         PlanError: parameters or buffers are on the meta device, or parameters are sharded; the first is named.
     """
+    check_values(model)
+    sharded = sharded_names(model)
+    if sharded:
+        raise PlanError(
+            f"{len(sharded)} parameters are sharded (first {sharded[0]!r}); do this before fully_shard, DeepSpeed's "
+            "ZeRO-3 or another wrapper shards the model"
+        )
+
+
+def check_values(model: nn.Module) -> None:
+    """Refuse a model whose weights have no values, here or on other ranks.
+
+    Raises:
+        PlanError: parameters or buffers are on the meta device; the first is named.
+    """
     for kind, tensors in (("parameters", model.named_parameters()), ("buffers", model.named_buffers())):
         meta = [name for name, tensor in tensors if tensor.is_meta]
         if meta:
@@ -43,9 +58,3 @@ def check_device(model: nn.Module) -> None:
                 f"{len(meta)} {kind} are on the meta device, without values (first {meta[0]!r}); "
                 "load the weights first. octavo.plan works on such a model"
             )
-    sharded = sharded_names(model)
-    if sharded:
-        raise PlanError(
-            f"{len(sharded)} parameters are sharded (first {sharded[0]!r}); do this before fully_shard, DeepSpeed's "
-            "ZeRO-3 or another wrapper shards the model"
-        )

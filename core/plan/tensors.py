@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from octavo.core.formats import QuantSpec
 from octavo.core.formats.packing import packed_length
+from octavo.core.model.sharded import whole_shape
 from octavo.core.modules import WeightSlot
 from octavo.core.plan.plan import TensorPlan
 from octavo.core.plan.settings import LayerSetting
@@ -33,15 +34,16 @@ def plan_tensors(
     for name, parameter in model.named_parameters():
         layer_name, _, own_name = _SOURCE_OF_WEIGHT.sub("weight", name).rpartition(".")
         layer = by_name.get(layer_name)
-        slot = _slot(layer, own_name) if parameter.dim() > 1 else None
+        shape = whole_shape(parameter)
+        slot = _slot(layer, own_name) if len(shape) > 1 else None
         weight = _specs(layer, slot.quantizer) if slot else ()
         inputs = _specs(layer, slot.inputs) if slot else ()
         reason = "" if weight else _reason(parameter, layer, reasons.get(layer_name))
-        after = parameter.nbytes
+        after = before = math.prod(shape) * parameter.itemsize
         if layer and slot and weight:
             after = _quantized_bytes(parameter, layer, slot, weight)
         dtype = str(parameter.dtype).removeprefix("torch.")
-        yield TensorPlan(name, tuple(parameter.shape), dtype, weight, inputs, reason, parameter.nbytes, after)
+        yield TensorPlan(name, shape, dtype, weight, inputs, reason, before, after)
 
 
 def _slot(layer: LayerSetting | None, own_name: str) -> WeightSlot | None:
@@ -54,7 +56,7 @@ def _specs(layer: LayerSetting | None, quantizer: str) -> tuple[QuantSpec, ...]:
 
 
 def _reason(parameter: Tensor, layer: LayerSetting | None, reason: str | None) -> str:
-    if parameter.dim() < 2:
+    if len(whole_shape(parameter)) < 2:
         return "a vector (norm or bias)"
     if layer is not None and layer.reason:
         return layer.reason
@@ -65,7 +67,7 @@ def _quantized_bytes(
     parameter: Tensor, layer: LayerSetting, slot: WeightSlot, specs: Sequence[QuantSpec]
 ) -> int:
     site = layer.site
-    shape = site.quantized.quantizer_shape(site.layer, slot.quantizer) or tuple(parameter.shape)
+    shape = site.quantized.quantizer_shape(site.layer, slot.quantizer) or whole_shape(parameter)
     codes = math.prod(shape[:-1]) * packed_length(shape[-1], specs[0].element_type.bits)
     scales = [math.prod(spec.granularity.scale_shape(shape)) * _SCALE_BYTES[spec.scale] for spec in specs]
     second = [

@@ -9,6 +9,7 @@ imports core and the standard library only, and its framework inside the functio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,15 @@ def prepare_model(model: nn.Module) -> None:
 @hookspec
 def unprepare_model(model: nn.Module) -> None:
     """Undo `prepare_model`. Called before layers are swapped back."""
+
+
+@hookspec(firstresult=True)
+def gathered_parameters(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None] | None:
+    """Return a context in which parameters that your framework has divided among ranks have all of their values.
+
+    Called on every rank with the same parameters, before calibration, training or an export reads them; torch's own
+    (DTensors) are not asked for. None for parameters that are not yours.
+    """
 
 
 @hookspec

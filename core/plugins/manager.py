@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -115,6 +116,11 @@ class Plugins:
     def unprepare_model(self, model: nn.Module) -> None:
         """Call the hook `unprepare_model`."""
         self._hook.unprepare_model(model=model)
+
+    def gathered_parameters(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None] | None:
+        """Call the hook `gathered_parameters`."""
+        context = self._hook.gathered_parameters(parameters=parameters)
+        return cast("AbstractContextManager[None] | None", context)
 
     def weights_packed(self, model: nn.Module) -> None:
         """Call the hook `weights_packed`."""

@@ -53,6 +53,7 @@ class TensorQuantizer(nn.Module):
         low_rank_up: fp32 [out, rank].
         bias_value: fp32, the static `bias`, broadcast to the tensor; None until calibrated.
         amax_shift: The fp32 parameter by which training changes `amax`, while `learn_amax` lets it; None otherwise.
+        learning: How; None where nothing is learned, or learning pauses.
     """
 
     spec: QuantSpec | None
@@ -86,7 +87,7 @@ class TensorQuantizer(nn.Module):
         for name in ("pre_quant_scale", "low_rank_down", "low_rank_up", "bias_value"):
             self.register_buffer(name, None)
         self.register_parameter("amax_shift", None)
-        self._learning: Learning | None = None
+        self.learning: Learning | None = None
         self._range_mask_before = range_mask
         self._num_elements = math.prod(length for length in shape if length)  # 0 stands for dims that vary
         self.spec = spec
@@ -155,7 +156,7 @@ class TensorQuantizer(nn.Module):
             ConfigError: the format has no scales that `estimator` could learn.
         """
         num_scales = self.amax.numel() if "amax" in self._state_names else 1
-        self._learning = Learning.of(self.spec, estimator, self._num_elements / max(num_scales, 1))
+        self.learning = Learning.of(self.spec, estimator, self._num_elements / max(num_scales, 1))
         shape = self.amax.shape or (1,)  # frameworks that shard parameters need a dim
         self.amax_shift = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=self.amax.device))
         self._range_mask_before = self.range_mask
@@ -163,11 +164,15 @@ class TensorQuantizer(nn.Module):
             self.range_mask = False  # clipping stops the gradient, at the very values whose own it takes
 
     @torch.no_grad()
-    def fix_amax(self) -> None:
-        """Make the buffer `amax` what training has made of it, and learn no more; without `learn_amax`, do nothing."""
+    def fix_amax(self, learned: Tensor | None = None) -> None:
+        """Make the buffer `amax` what training has made of it, and learn no more; without `learn_amax`, do nothing.
+
+        Args:
+            learned: `named_state()["amax"]`, where `amax_shift` is not here as a whole any more.
+        """
         if self.amax_shift is not None:
-            self.amax.copy_(self.named_state()["amax"])
-            self.amax_shift, self._learning = None, None
+            self.amax.copy_(self.named_state()["amax"] if learned is None else learned)
+            self.amax_shift, self.learning = None, None
             self.range_mask = self._range_mask_before
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -193,8 +198,8 @@ class TensorQuantizer(nn.Module):
             self.collector.collect(self, x)
         if self.observer is not None:
             self.observer.collect(self, x)
-        if self._clips and self.is_active and self._learning is not None:
-            x = clipped(x, self.named_state()["amax"], self._learning.lowest)
+        if self._clips and self.is_active and self.learning is not None:
+            x = clipped(x, self.named_state()["amax"], self.learning.lowest)
         return x
 
     def _rounded(self, x: Tensor) -> Tensor:
@@ -240,7 +245,7 @@ class TensorQuantizer(nn.Module):
     @property
     def _only_rounds(self) -> bool:
         """Whether nothing looks at or changes the tensor between its rotation and its rounding."""
-        return self.is_active and self.bias is None and self.observer is None and self._learning is None
+        return self.is_active and self.bias is None and self.observer is None and self.learning is None
 
     @property
     def active_key(self) -> str:
@@ -250,8 +255,8 @@ class TensorQuantizer(nn.Module):
     def named_state(self) -> dict[str, Tensor]:
         """Return the calibrated tensors by name, as `set_state` takes them; learned ones with their gradient."""
         state = self._buffered_state()
-        if self.amax_shift is not None and self._learning is not None:
-            state["amax"] = shifted(self.amax, self.amax_shift, self._learning.factor)
+        if self.amax_shift is not None and self.learning is not None:
+            state["amax"] = shifted(self.amax, self.amax_shift, self.learning.factor)
         return state
 
     def _buffered_state(self) -> dict[str, Tensor]:
@@ -271,7 +276,7 @@ class TensorQuantizer(nn.Module):
     @property
     def _clips(self) -> bool:
         """Whether clipping, and not rounding, has the gradient of the range."""
-        return self._learning is not None and self._learning.estimator == "pact"
+        return self.learning is not None and self.learning.estimator == "pact"
 
     @property
     def has_static_bias(self) -> bool:

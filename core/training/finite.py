@@ -12,13 +12,14 @@ from torch.utils.hooks import RemovableHandle
 
 from octavo.core.errors import TrainingError
 from octavo.core.graph.nested import tensors_in
+from octavo.core.model.sharded import local_part, sharded_names
 
 
 def watch_loss(model: nn.Module) -> RemovableHandle:
     """Stop training at the first loss, in training mode, that is NaN or infinite, and say where it began.
 
     The loss is `outputs["loss"]` of a model that returns its outputs by name; the model runs once more to find the
-    module. `remove()` of the result undoes it.
+    module, but one that FSDP2 or ZeRO-3 divides does not. `remove()` of the result undoes it.
 
     Raises (inside of the model's call):
         TrainingError: the loss is not finite; the first parameter or module with such values is named.
@@ -52,8 +53,10 @@ class _Watch:
 @torch.no_grad()
 def _origin(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> str:
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not local_part(parameter).isfinite().all():
             return f"the first parameter with NaN or infinite values is {name!r}, an earlier step's doing"
+    if sharded_names(model):  # another run needs all ranks, whose losses may be finite
+        return "its weights, which ranks have parts of, are finite here, and the module was not looked for"
     found: list[str] = []
     handles = [
         module.register_forward_hook(_Note(name, found)) for name, module in model.named_modules() if name

@@ -12,6 +12,7 @@ from octavo.core.calibration.collectors import AmaxCollector
 from octavo.core.errors import ConfigError, TrainingError, nearest
 from octavo.core.quantizers import TensorQuantizer
 from octavo.core.quantizers.learned_amax import Estimator
+from octavo.core.ranks.gathered import gathered
 from octavo.core.training.participants import Participant, free, is_whole
 
 WeightScales = Literal["held", "recomputed", "lsq"]
@@ -64,21 +65,22 @@ def activation_quantizers(layers: Sequence[Participant]) -> list[TensorQuantizer
 
 @torch.no_grad()
 def recompute_weight_scales(layers: Sequence[Participant]) -> None:
-    """Set the scales of weights to what their largest magnitudes are now.
+    """Set the scales of weights to what their largest magnitudes are now; divided weights are gathered in turn.
 
     Raises:
-        TrainingError: a weight is sharded, so that none of it is here as a whole.
+        TrainingError: a weight is not here, and cannot be gathered.
     """
     for layer in layers:
-        if sharded := [name for name, weight in layer.values().items() if not is_whole(weight)]:
-            raise TrainingError(
-                f"the weight of {layer.name}.{sharded[0]} is sharded, and its largest magnitudes are not known here; "
-                "use weight_scales='held' or 'lsq'"
-            )
         changing = set(free(layer.weights, layer.pinned))
-        for name, weight in layer.values().items():
-            for quantizer in changing.intersection(layer.weights[name]):
-                quantizer.set_state(**weight_state(layer.weights[name][0].scaled(weight), quantizer))
+        with gathered(layer.layer, [slot.parameter for slot in layer.layer.weight_slots()]):
+            for name, weight in layer.values().items():
+                if not is_whole(weight):
+                    raise TrainingError(
+                        f"the weight of {layer.name}.{name} has no values here: something divides it among ranks that "
+                        "no plugin knows how to gather; use weight_scales='held' or 'lsq'"
+                    )
+                for quantizer in changing.intersection(layer.weights[name]):
+                    quantizer.set_state(**weight_state(layer.weights[name][0].scaled(weight), quantizer))
 
 
 def weight_state(weight: Tensor, quantizer: TensorQuantizer) -> dict[str, Tensor]:

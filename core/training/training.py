@@ -15,14 +15,15 @@ from torch.utils.hooks import RemovableHandle
 from octavo.core.calibration.attach import attach, check_reached
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.calibration.layer_records import describe_quantizers
-from octavo.core.calibration.learned_scales import fix_scales, learned_quantizers
-from octavo.core.calibration.quantize import calibrate
+from octavo.core.calibration.learned_scales import fix_scales, learned_quantizers, not_learning
+from octavo.core.calibration.quantize import calibrate_attached
 from octavo.core.console import say
 from octavo.core.errors import CheckpointError, TrainingError, listed
 from octavo.core.modes.transaction import applying
-from octavo.core.plan import check_device, plan
+from octavo.core.plan import check_values, plan
 from octavo.core.plan.targets import check_stored
 from octavo.core.quantizers import TensorQuantizer
+from octavo.core.ranks.world import num_ranks
 from octavo.core.training.batch_norm import freeze_batch_norms
 from octavo.core.training.metrics import WeightMetrics, weight_metrics
 from octavo.core.training.observed import ActivationObserver
@@ -37,6 +38,7 @@ from octavo.core.training.scales import (
     recompute_weight_scales,
 )
 from octavo.core.training.schedule import Schedule
+from octavo.core.training.wrapping import check_sees_parts, check_wrapped, check_wrapping
 
 
 class QuantizedTraining:
@@ -44,7 +46,8 @@ class QuantizedTraining:
 
     Attach the quantizers first, by making this object; then make the optimizer, then load a checkpoint to resume
     from, if there is one; then `begin`. Everything that a resumed run needs is in the model's state dict and in the
-    number of the step.
+    number of the step. Where several ranks train the model, each makes the same calls; `begin` puts together what their
+    calibration data shows.
 
         training = octavo.QuantizedTraining(model, "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", weight_scales="lsq")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -62,7 +65,7 @@ class QuantizedTraining:
     Until `begin`, and outside of the schedule, quantizers are off and the model computes what it did.
 
     Args:
-        model: A plain model, with its weights in memory.
+        model: A plain model, or one that FSDP2, DDP or ZeRO-3 has wrapped already.
         config: A preset's name or a config, with any calibration algorithm.
         schedule: When which quantizers round.
         weight_scales: What becomes of calibrated scales of weights. `held`: they stay. `recomputed`: after each step
@@ -96,7 +99,7 @@ class QuantizedTraining:
         made.check()
         if exporter is not None:
             check_stored(made.layers, exporter)
-        check_device(model)
+        check_values(model)
         recorded = json.loads(json.dumps(made.config))
         self.model, self.schedule, self._quiet = model, schedule or Schedule(), quiet
         self._algorithm = made.config["algorithm"]
@@ -111,6 +114,7 @@ class QuantizedTraining:
                 report={},
             )
             self._layers = participants(model)
+            check_wrapping(model, {"weight_scales": weight_scales, "activation_scales": activation_scales})
             learn_scales(self._layers, weight_scales, activation_scales)
         observed = activation_quantizers(self._layers) if activation_scales == "observed" else []
         self._observer = ActivationObserver(observed)
@@ -138,10 +142,12 @@ class QuantizedTraining:
                 "callback and trainer"
             )
         self._guard.check_loaded(step)
+        check_wrapped(self.model)
         if step == 0:
             self._switch(weights=True, others=True)
             data = None if self._algorithm is None else forward_loop
-            calibrate(self.model, self._algorithm, data, self._quiet)
+            with not_learning(self.model):
+                calibrate_attached(self.model, self._algorithm, data, self._quiet, num_ranks() > 1)
         else:
             self._check_resumed()
         self.before_step(step)
@@ -150,8 +156,9 @@ class QuantizedTraining:
         """Check that an optimizer has the scales that are learned; one that has flattened all parameters passes.
 
         Raises:
-            TrainingError: it was made before the quantizers were.
+            TrainingError: it was made before the quantizers were, or before FSDP2 divided the model.
         """
+        check_sees_parts(self.model, optimizer)
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         missing = [name for name, q in learned_quantizers(self.model) if id(q.amax_shift) not in known]
         if missing and any(id(parameter) in known for parameter in self.model.parameters()):
@@ -181,7 +188,7 @@ class QuantizedTraining:
         """Move scales that follow weights or data, now that `step` steps are finished, and go on to the next.
 
         Raises:
-            TrainingError: weights whose scales follow them are sharded.
+            TrainingError: a weight whose scales follow it is not here, and cannot be gathered.
         """
         if not self.schedule.scales_are_frozen(step):
             self._observer.update()

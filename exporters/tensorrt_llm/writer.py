@@ -23,6 +23,7 @@ from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import left_out_modules
 from octavo.core.model.serving import unstored_quantizers
 from octavo.core.model.shard_reader import read_json
+from octavo.core.model.sharded import check_whole
 from octavo.core.modules import dense_names
 from octavo.core.plugins import plugins
 from octavo.core.report.files import write_report
@@ -86,6 +87,7 @@ def export_tensorrt_llm_checkpoint(
 
     Raises:
         ConfigError: the target is unknown.
+        UnsupportedError: FSDP2 or ZeRO-3 divides the model.
         ModeError: the weights of the model are folded.
         ExportError: the decoder or model type is unknown, a format has no place in this dialect, a quantizer was
             never calibrated, the model cannot be divided so, a tensor is not finite, or the folder cannot be written.
@@ -98,6 +100,7 @@ def export_tensorrt_llm_checkpoint(
             f"unknown target {target!r} of TensorRT-LLM checkpoints; known: {', '.join(TARGETS)}."
             f"{nearest(str(target), TARGETS)} Other engines read what export_hf_checkpoint writes"
         )
+    check_whole(model, "a TensorRT-LLM checkpoint")
     chosen, notes = _dtype(model, dtype)
     layout = Layout(inference_tensor_parallel or 1, inference_pipeline_parallel, inference_expert_parallel)
     options = _Options(decoder_type, chosen, layout, target, notes)

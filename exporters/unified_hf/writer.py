@@ -37,7 +37,8 @@ def export_hf_checkpoint(
     that differs from the peer's bytes.
 
     The model is finalized for the dialect while it is written and is as it was afterwards. The folder appears
-    whole or not at all; every tensor is read back before.
+    whole or not at all; every tensor is read back before. Of a model that FSDP2 or ZeRO-3 divides, every rank calls
+    this: rank 0 writes, and no rank has more than a block at a time.
 
     Args:
         model: A quantized, calibrated model.

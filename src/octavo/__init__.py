@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from octavo.core.training import QuantizedTraining, Schedule
     from octavo.core.training.fold_batch_norm import fold_batch_norm
     from octavo.core.training.reestimate_batch_norm import reestimate_batch_norm
+    from octavo.core.training.saved_state import last_training, load_training, save_training
     from octavo.core.verification.verify import verify_checkpoint
     from octavo.exporters.tensorrt_llm.reshard import reshard_tensorrt_llm
     from octavo.exporters.tensorrt_llm.writer import export_tensorrt_llm_checkpoint
@@ -112,9 +113,11 @@ _MODULE_OF = {
     "fold_weight": "octavo.core.calibration.fold",
     "history": "octavo.core.modes",
     "hookimpl": "octavo.core.plugins.markers",
+    "last_training": "octavo.core.training.saved_state",
     "load_quantized": "octavo.core.evaluation.read_back",
     "load_recipe": "octavo.core.config",
     "merge_adapters": "octavo.adapters.huggingface.peft_merge",
+    "load_training": "octavo.core.training.saved_state",
     "merge_configs": "octavo.core.config",
     "perplexity": "octavo.core.evaluation.language",
     "plan": "octavo.core.plan",
@@ -128,6 +131,7 @@ _MODULE_OF = {
     "reshard_tensorrt_llm": "octavo.exporters.tensorrt_llm.reshard",
     "restore": "octavo.core.modes.storage",
     "save": "octavo.core.modes.storage",
+    "save_training": "octavo.core.training.saved_state",
     "set_quantizer_attribute": "octavo.core.calibration.quantizer_changes",
     "set_quantizer_by_cfg": "octavo.core.calibration.quantizer_changes",
     "text_batches": "octavo.core.plugins.text",
@@ -183,9 +187,11 @@ __all__ = [
     "fold_weight",
     "history",
     "hookimpl",
+    "last_training",
     "load_quantized",
     "load_recipe",
     "merge_adapters",
+    "load_training",
     "merge_configs",
     "perplexity",
     "plan",
@@ -199,6 +205,7 @@ __all__ = [
     "reshard_tensorrt_llm",
     "restore",
     "save",
+    "save_training",
     "set_quantizer_attribute",
     "set_quantizer_by_cfg",
     "text_batches",

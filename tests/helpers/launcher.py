@@ -1,4 +1,4 @@
-"""Scripts of `tests/launched` run by torchrun: two processes on this machine, joined by gloo."""
+"""Scripts run by torchrun: two or more processes on this machine, joined by gloo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS = 300
 """Wall-clock limit of a script: far more than it takes on a busy machine."""
 
 
-def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0) -> Any:
+def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0, ranks: int = 2) -> Any:
     """Run `tests/launched/<script>.py` on two ranks and return what rank 0 gave `launched.common.report`.
 
     Args:
@@ -25,9 +25,17 @@ def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0
         folder: An empty folder, the script's to use.
         arguments: Handed to the script, after the folder.
         status: The exit status that torchrun must have.
+        ranks: Their number, where it is another.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["--monitor-interval=0.2", str(TESTS / "launched" / f"{script}.py"), str(folder), *arguments]
+    output = launch(TESTS / "launched" / f"{script}.py", str(folder), *arguments, status=status, ranks=ranks)
+    result = folder / "result.json"
+    return json.loads(result.read_text()) if result.exists() else output
+
+
+def launch(script: Path, *arguments: str, status: int = 0, ranks: int = 2) -> str:
+    """Run a script and return what its ranks print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["--monitor-interval=0.2", str(script), *arguments]
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         command,
@@ -41,10 +49,9 @@ def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # on which torchrun ends its processes
         output, _ = process.communicate()
-        pytest.fail(f"{script} did not end within {SECONDS} s:\n{_of_ranks(output)}")
+        pytest.fail(f"{script.name} did not end within {SECONDS} s:\n{_of_ranks(output)}")
     assert process.returncode == status, _of_ranks(output)
-    result = folder / "result.json"
-    return json.loads(result.read_text()) if result.exists() else output
+    return output
 
 
 def _of_ranks(output: str) -> str:

@@ -38,6 +38,10 @@ class HeldTokens:
         for tokens in other._tokens:
             self._keep(tokens)
 
+    def become(self, other: HeldTokens) -> None:
+        """Hold what another one does."""
+        self.stride, self.seen, self._tokens = other.stride, other.seen, list(other._tokens)
+
     def thinned(self, capacity: int, device: torch.device) -> HeldTokens:
         """Return what a smaller capacity would have kept, on a device."""
         found = HeldTokens(capacity)

@@ -16,7 +16,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 import octavo
 from helpers.modules_layers import W8A8, TwoLayers, normal, quantizers_for, swap_in
-from octavo.core.errors import OctavoError
 from octavo.core.modules import QuantModule, quantized_class, swap, unswap
 
 X = normal(4, 32)
@@ -162,19 +161,29 @@ def test_a_layer_replicated_first_comes_back_replicated(mesh: DeviceMesh) -> Non
     assert type(layer) is before
 
 
-def test_quantizing_a_sharded_model_is_refused_with_the_order_to_use(mesh: DeviceMesh) -> None:
+def test_quantizing_a_sharded_model_is_quantizing_before(mesh: DeviceMesh) -> None:
+    late = octavo.quantize(shard(TwoLayers(), mesh), W8A8, [X], quiet=True)
+    early = shard(octavo.quantize(TwoLayers(), W8A8, [X], quiet=True), mesh)
+
+    for model in (late, early):
+        assert [type(layer).__name__ for layer in (model.up, model.down)] == ["FSDPQuantLinear"] * 2
+    assert all(map(torch.equal, output_and_gradients(late), output_and_gradients(early)))
+
+
+def test_what_needs_whole_weights_is_refused_with_the_order_to_use(mesh: DeviceMesh) -> None:
     model = shard(TwoLayers(), mesh)
     with pytest.raises(
-        OctavoError, match=r"4 parameters are sharded \(first 'up\.weight'\); do this before fully_shard"
+        octavo.UnsupportedError,
+        match=r"'gptq' needs whole weights, and 4 parameters are sharded \(first 'up\.weight'\); do this before",
     ):
-        octavo.quantize(model, W8A8, [X], quiet=True)
+        octavo.quantize(model, {**W8A8, "algorithm": "gptq"}, [X], quiet=True)
 
 
 def test_a_failed_quantize_leaves_a_sharded_model(mesh: DeviceMesh) -> None:
     model = shard(TwoLayers(), mesh)
     before = type(model.up), type(model.down)
-    with pytest.raises((OctavoError, NotImplementedError)):
-        octavo.quantize(model, W8A8, [X], quiet=True)
+    with pytest.raises(octavo.CalibrationError, match="no forward_loop"):
+        octavo.quantize(model, W8A8, quiet=True)
 
     assert (type(model.up), type(model.down)) == before
     assert all(map(torch.equal, output_and_gradients(model), output_and_gradients(TwoLayers())))

@@ -1,0 +1,1 @@
+"""DeepSpeed's ZeRO: parameters that it divides among ranks."""

@@ -1,0 +1,1 @@
+"""Models whose parameters or data are divided among the processes (ranks) of `torch.distributed`."""
