@@ -1,0 +1,1 @@
+"""Megatron-core: models whose layers are shared by ranks."""
