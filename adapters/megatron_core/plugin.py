@@ -92,9 +92,12 @@ def prepare_model(model: nn.Module) -> None:
 
 @hookimpl
 def unprepare_model(model: nn.Module) -> None:
-    """Undo `prepare_model`; what layers were told goes with their quantized classes."""
+    """Undo `prepare_model`."""
     if is_megatron_model(model):
         from octavo.adapters.megatron_core.attention import unroute_attention
+        from octavo.adapters.megatron_core.preparation import unprepare_layers
+
+        unprepare_layers(model)
 
         unroute_attention(model)
 
