@@ -40,7 +40,7 @@ def on_cpu() -> None:
     cuda, stream = torch.cuda, MagicMock()
     cuda.current_device = lambda: "cpu"
     cuda.synchronize = lambda *_, **__: None
-    cuda.Stream = cuda.Event = cuda.stream = cuda.current_stream = lambda *_, **__: stream
+    cuda.Stream = cuda.Event = cuda.stream = cuda.current_stream = stream
     cuda.manual_seed = torch.manual_seed
     cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
     from megatron.core.tensor_parallel import random
