@@ -139,7 +139,10 @@ def gradients() -> dict[str, Any]:
     (qkv, row, words), *others = found
     rank = dist.get_rank()
     expected = (qkv.chunk(2)[rank], row.chunk(2, 1)[rank], words.chunk(2)[rank])
-    near = [[torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(other, expected, strict=True)] for other in others]
+    near = [
+        [torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(other, expected, strict=True)]
+        for other in others
+    ]
     return {"near": of_all_ranks(near), "nonzero": [bool(t.abs().sum() > 0) for t in (qkv, row, words)]}
 
 
