@@ -39,6 +39,7 @@ class QuantParallelLinear(QuantModule):
     shared_weight: Callable[[], Tensor] | None = None
     weight: Tensor | None
     bias: Tensor | None
+    tp_group: Any
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
     output_quantizer: Quantizer

@@ -35,7 +35,7 @@ def test_calibrated_as_one_rank_is(tmp_path: Path) -> None:
         assert found["inputs"] == [[], []], f"{name}: scales of inputs are not within 1e-6 of one rank's"
         plain, one, two = found["losses"]
         assert two == pytest.approx(one, rel=NEAR), name
-        assert one != pytest.approx(plain, rel=10 * NEAR), f"{name}: nothing was rounded"
+        assert one != pytest.approx(plain, rel=NEAR), f"{name}: nothing was rounded"
     assert len(result["codes"]) == 9
     assert min(result["codes"].values()) >= 0.999
     assert result["data"]["differing"] == [[], []]  # ranks with other data share maxima
@@ -54,7 +54,7 @@ def test_checkpoints_of_other_layouts(tmp_path: Path) -> None:
 
 
 def check_gradients(found: dict[str, Any]) -> None:
-    """Those of a column-parallel weight, a row-parallel one and the embedding, without and with sequence parallelism."""
+    """Of a column-parallel weight, a row-parallel one and the embedding; without and with sequence parallelism."""
     assert found["nonzero"] == [True] * 3
     assert found["near"] == [[[True] * 3] * 2] * 2
 
