@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from octavo.core.console import say
@@ -50,6 +52,21 @@ def check_unwrapped(model: nn.Module) -> None:
         raise UnsupportedError(
             f"a {type(model).__name__} wraps the model; quantize the model inside it "
             "(megatron.core.utils.unwrap_model), which may also be done before it is wrapped"
+        )
+
+
+def check_settings(model: nn.Module) -> None:
+    """Refuse settings of Transformer Engine that a quantized layer would pass over.
+
+    Raises:
+        UnsupportedError: FP8 or FP4 of its own, or weight gradients that are computed later.
+    """
+    config: Any = getattr(model, "config", None)
+    on = [name for name in ("fp8", "fp4", "delay_wgrad_compute") if getattr(config, name, None)]
+    if on:
+        raise UnsupportedError(
+            f"the model's config has {', '.join(f'{name}={getattr(config, name)!r}' for name in on)}, which quantized "
+            "layers do not know; turn it off, and choose the format by a config of Octavo's"
         )
 
 
