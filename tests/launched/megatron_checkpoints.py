@@ -108,7 +108,6 @@ def results() -> dict[str, Any]:
         both = {"tp": 2, "pp": 2}
         return {
             "tp2pp2_tp2": trip("tp2pp2_tp2", "fp8", both, TWO),
-            "tp2pp2_pp2": trip("tp2pp2_pp2", "int8", both, PIPE),
             "tp2ep2_pp2": trip("tp2ep2_pp2", "fp8", {"tp": 2, "ep": 2, "etp": 1}, PIPE, moe=True),
         }
     singles = {"singleton_local_shards": True}

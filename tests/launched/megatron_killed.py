@@ -1,4 +1,4 @@
-"""A rank is killed while a quantized Megatron-core model is calibrated, or while it is saved over an older one."""
+"""A rank is killed while a quantized Megatron-core model is saved over an older one."""
 
 from __future__ import annotations
 
@@ -9,28 +9,23 @@ if __name__ == "__main__":  # saving starts processes, which import this file
     import shutil
     import time
 
-    import torch
     from megatron.core import dist_checkpointing
-    from torch import nn
 
     import octavo
     from helpers import megatron_cpu as megatron
-    from launched.common import ARGUMENTS, FOLDER, joined
+    from launched.common import FOLDER, joined
     from octavo.adapters import megatron_core
 
     def die(*_: object, **__: object) -> None:
         (FOLDER / "died").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def loop(model: nn.Module) -> None:
-        megatron.run_schedule(model, [megatron.batch()])
-        if ARGUMENTS == ["calibrating"] and torch.distributed.get_rank() == 1:
-            die()
-
     with joined() as rank:
         megatron.on_cpu()
         megatron.lay_out(tp=2)
-        model = octavo.quantize(megatron.gpt(megatron.config()), octavo.FP8_DEFAULT_CFG, loop, quiet=True)
+        model = octavo.quantize(
+            megatron.gpt(megatron.config()), octavo.FP8_DEFAULT_CFG, [megatron.batch()], quiet=True
+        )
         megatron_core.save(model, FOLDER / "saved")
         if rank == 0:
             shutil.copytree(FOLDER / "saved", FOLDER / "before")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +83,6 @@ def by_a_script(saved: nn.Module, directory: Path) -> dict[str, Any]:
     }
 
 
-def odd_experts() -> None:
-    """Build a model of three experts for two ranks."""
-    megatron.lay_out(ep=2)
-    megatron.gpt(megatron.config(**megatron.moe_fields(num_experts=3)))
-
-
-def by_megatron(function: Callable[[], None]) -> str:
-    """Return what Megatron-core's own error says."""
-    try:
-        function()
-    except (AssertionError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
-
-
 def versions(model: nn.Module) -> list[str]:
     """Return what is said of a Megatron-core that is too old, and of one that is too new."""
     texts = []
@@ -146,7 +130,6 @@ def results() -> dict[str, Any]:
         "finalized": refusal(lambda: megatron_core.save(finalized(), FOLDER / "finalized")),
         "versions": versions(built()),
         "layers": of_all_ranks(refusal(lambda: megatron_core.load(shallow, quantized_folder))),
-        "odd_experts": by_megatron(odd_experts),
         "experts": refusal(lambda: megatron_core.load(few, quantized_folder)),
         "shapes": refusal(lambda: megatron_core.load(wide, quantized_folder)),
         "blocks": of_all_ranks(refusal(lambda: megatron_core.load(divided, blocks))),

@@ -9,7 +9,7 @@ import pytest
 from helpers.launcher import run_on_ranks
 from helpers.megatron_results import check_trips
 
-TRIPS = ["tp2pp2_tp2", "tp2pp2_pp2", "tp2ep2_pp2"]
+TRIPS = ["tp2pp2_tp2", "tp2ep2_pp2"]
 
 
 @pytest.mark.launcher

@@ -25,9 +25,22 @@ NEAR = 2e-6  # relative, of losses in fp32
 
 
 @pytest.mark.launcher
-def test_calibrated_as_one_rank_is(tmp_path: Path) -> None:
-    result = run_on_two_ranks("megatron", tmp_path, "statistics")["statistics"]
+def test_two_ranks(tmp_path: Path) -> None:
+    sections = ("statistics", "checkpoints", "refusals", "script", "engine")
+    result = run_on_two_ranks("megatron", tmp_path, *sections)
 
+    check_statistics(result["statistics"])
+    check_gradients(result["statistics"]["gradients"])
+    check_refused_calibration(result["statistics"]["refused"])
+    check_trips(result["checkpoints"], TRIPS, 2)
+    check_refusals(result["refusals"])
+    check_plain_megatron(result["refusals"])
+    check_script(result["script"])
+    check_engine(result["engine"])
+
+
+def check_statistics(result: dict[str, Any]) -> None:
+    """Scales, codes and outputs are those of one rank."""
     for name in FORMATS:
         found = result[name]
         assert found["tensors"] >= 12, name
@@ -39,18 +52,6 @@ def test_calibrated_as_one_rank_is(tmp_path: Path) -> None:
     assert len(result["codes"]) == 9
     assert min(result["codes"].values()) >= 0.999
     assert result["data"]["differing"] == [[], []]  # ranks with other data share maxima
-    check_gradients(result["gradients"])
-    check_refused_calibration(result["refused"])
-
-
-@pytest.mark.launcher
-def test_checkpoints_of_other_layouts(tmp_path: Path) -> None:
-    result = run_on_two_ranks("megatron", tmp_path, "checkpoints", "refusals", "script")
-
-    check_trips(result["checkpoints"], TRIPS, 2)
-    check_refusals(result["refusals"])
-    check_plain_megatron(result["refusals"])
-    check_script(result["script"])
 
 
 def check_gradients(found: dict[str, Any]) -> None:
@@ -82,7 +83,6 @@ def check_refusals(found: dict[str, Any]) -> None:
         "finalized": "the model is finalized for unified_hf; call octavo.unfinalize(model) before saving it",
         "experts": "has 4 quantized layers that no rank of this GPTModel has: decoder.layers.0.mlp.linear_fc1",
         "shapes": "'decoder.layers.0.mlp.linear_fc1.weight' has shape (256, 64), the model's has (512, 64)",
-        "odd_experts": "num_moe_experts",
     }
     for name, message in expected.items():
         assert message in found[name], name
@@ -124,3 +124,13 @@ def check_script(found: dict[str, Any]) -> None:
     assert found["uninterrupted"][1] < found["uninterrupted"][0] < found["losses"][1]
     assert "none does not exist: it has no metadata.json" in found["plain"]
     assert "calibration needs at least 1 batch, found num_batches=0" in found["no_batches"]
+
+
+def check_engine(found: dict[str, Any]) -> None:
+    """Layers with Transformer Engine's settings compute what Megatron-core's own do."""
+    for kind in ("tensor", "sequence"):
+        own, engine = found[kind]["losses"]
+        assert engine == pytest.approx(own, rel=NEAR), kind
+        assert found[kind]["scales"] == [True] * 4
+        assert found[kind]["gradients"] == [[True] * 4] * 2
+        assert found[kind]["moved"] == [True] * 4
