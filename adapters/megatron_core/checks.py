@@ -11,6 +11,7 @@ from octavo.core.errors import UnsupportedError
 
 OLDEST = (0, 14)
 NEWEST_TESTED = (0, 16)
+_REFUSED = ("fp8", "fp4", "delay_wgrad_compute", "virtual_pipeline_model_parallel_size")
 _WRAPPERS = (
     "DistributedDataParallel",
     "FullyShardedDataParallel",
@@ -56,17 +57,17 @@ def check_unwrapped(model: nn.Module) -> None:
 
 
 def check_settings(model: nn.Module) -> None:
-    """Refuse settings of Transformer Engine that a quantized layer would pass over.
+    """Refuse settings that quantized layers would pass over, or that checkpoints would not survive.
 
     Raises:
-        UnsupportedError: FP8 or FP4 of its own, or weight gradients that are computed later.
+        UnsupportedError: one is on; it is named with its value.
     """
     config: Any = getattr(model, "config", None)
-    on = [name for name in ("fp8", "fp4", "delay_wgrad_compute") if getattr(config, name, None)]
+    on = [name for name in _REFUSED if getattr(config, name, None)]
     if on:
         raise UnsupportedError(
-            f"the model's config has {', '.join(f'{name}={getattr(config, name)!r}' for name in on)}, which quantized "
-            "layers do not know; turn it off, and choose the format by a config of Octavo's"
+            f"the model's config has {', '.join(f'{name}={getattr(config, name)!r}' for name in on)}, which is not "
+            "available with quantized layers; turn it off (formats are chosen by Octavo's own config)"
         )
 
 

@@ -81,10 +81,10 @@ def trip(
     metadata = options.pop("metadata", None)
     fields = {**(megatron.moe_fields() if options.pop("moe", False) else {}), **options}
     source = quantized(saved, config, **fields)
-    losses, state = megatron.run_schedule(source, BATCHES), state_of(source)
+    losses, state = megatron.run_schedule(source.eval(), BATCHES), state_of(source)
     megatron_core.save(source, FOLDER / f"{name}.1", metadata)
     other = megatron_core.load(plain(loaded, 99, **fields), FOLDER / f"{name}.1")
-    there, state_there = megatron.run_schedule(other, BATCHES), state_of(other)
+    there, state_there = megatron.run_schedule(other.eval(), BATCHES), state_of(other)
     megatron_core.save(other, FOLDER / f"{name}.2", metadata)
     back = megatron_core.load(plain(saved, 98, **fields), FOLDER / f"{name}.2")
     only_tp = not {"pp", "ep"} & (saved.keys() | loaded.keys())  # which draws the same weights

@@ -83,6 +83,12 @@ def by_a_script(saved: nn.Module, directory: Path) -> dict[str, Any]:
     }
 
 
+def with_setting(model: nn.Module, **settings: Any) -> nn.Module:
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    return model
+
+
 def versions(model: nn.Module) -> list[str]:
     """Return what is said of a Megatron-core that is too old, and of one that is too new."""
     texts = []
@@ -126,6 +132,7 @@ def results() -> dict[str, Any]:
                 Float16Module(megatron.config(bf16=True), built()), octavo.FP8_DEFAULT_CFG
             )
         ),
+        "settings": refusal(lambda: octavo.plan(with_setting(built(), fp8="e4m3"), octavo.FP8_DEFAULT_CFG)),
         "packed": refusal(lambda: octavo.compress(quantized(), dialect="neutral")),
         "finalized": refusal(lambda: megatron_core.save(finalized(), FOLDER / "finalized")),
         "versions": versions(built()),

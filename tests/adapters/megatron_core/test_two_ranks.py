@@ -79,6 +79,7 @@ def check_refusals(found: dict[str, Any]) -> None:
         "modes": "the model has modes already: quantize; load into a plain one",
         "nothing": "nothing does not exist: it has no metadata.json that says how tensors are divided",
         "wrapped": "a Float16Module wraps the model; quantize the model inside it",
+        "settings": "the model's config has fp8='e4m3', which is not available with quantized layers; turn it off",
         "packed": "octavo.compress is not available for Megatron-core models",
         "finalized": "the model is finalized for unified_hf; call octavo.unfinalize(model) before saving it",
         "experts": "has 4 quantized layers that no rank of this GPTModel has: decoder.layers.0.mlp.linear_fc1",
