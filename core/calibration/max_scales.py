@@ -19,6 +19,7 @@ from octavo.core.console import say
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.modules import quantized_layers, tensor_quantizers
+from octavo.core.plugins import plugins
 from octavo.core.quantizers import Collector, Quantizer, TensorQuantizer
 from octavo.core.ranks.gathered import gathered
 
@@ -75,11 +76,10 @@ def calibrate_max(
         attached = bad_batches.guards(attached, shown | {q: name for name, q in waiting})
     with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
+    _combine_ranks(model, {q: collectors[q] for _, q in waiting}, dict(waiting), of_all_ranks)
     if of_all_ranks:
-        # Imported only where several ranks calibrate.
-        from octavo.core.ranks.statistics import merge_inputs, merge_maxima
+        from octavo.core.ranks.statistics import merge_inputs  # only where several ranks calibrate
 
-        merge_maxima(collectors)
         merge_inputs(inputs.values())
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
@@ -108,18 +108,18 @@ def calibrate_weights(model: nn.Module) -> None:
             named.
     """
     collectors: dict[TensorQuantizer, AmaxCollector] = {}
-    seen: dict[str, Tensor] = {}
+    looked_at: dict[str, AmaxCollector] = {}
     for layer_name, layer in quantized_layers(model):
         with gathered(layer, [slot.parameter for slot in layer.weight_slots()]):
             for quantizer_name, weight in layer.quantized_weights().items():
                 if weight.is_meta:  # offloaded: the data run sees it, when its values are there
                     continue
                 for quantizer, collector in _collected(layer.quantizers()[quantizer_name], weight):
-                    if collector.amax is not None:
-                        seen[f"{layer_name}.{quantizer_name}"] = collector.amax
+                    looked_at[f"{layer_name}.{quantizer_name}"] = collector
                     if quantizer.needs_calibration:
                         collectors[quantizer] = collector
-    _check_finite(seen)
+    _combine_ranks(model, collectors)
+    _check_finite({name: c.amax for name, c in looked_at.items() if c.amax is not None})
     _set_states(collectors)
 
 
@@ -145,6 +145,24 @@ def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | Non
     return HistogramCollector(spec, quantizer.calibrator, memo)
 
 
+def _combine_ranks(
+    model: nn.Module,
+    collectors: Mapping[TensorQuantizer, AmaxCollector],
+    names: Mapping[str, TensorQuantizer] | None = None,
+    of_all_ranks: bool = False,
+) -> None:
+    """Let collectors have seen what those of other ranks have, where ranks see parts of the same tensors.
+
+    With `of_all_ranks` every rank has seen samples of its own; otherwise adapters say who has seen what.
+    """
+    if of_all_ranks or plugins().rank_groups(model):
+        from octavo.core.ranks.maxima import fill_unrouted, groups_of_quantizers, reduce_maxima
+
+        groups = groups_of_quantizers(model, of_all_ranks)
+        reduce_maxima(collectors, groups)
+        fill_unrouted(names or {}, collectors, groups)
+
+
 def _together(
     collectors: Mapping[TensorQuantizer, Collector], inputs: Mapping[TensorQuantizer, Collector]
 ) -> dict[TensorQuantizer, Collector]:
@@ -168,14 +186,17 @@ def _check_reached(unseen: Sequence[str], bad_batches: BadBatches | None) -> Non
 def _check_finite(seen: Mapping[str, Tensor], data: Mapping[str, AmaxCollector] | None = None) -> None:
     bad = [name for name, amax in seen.items() if not amax.isfinite().all()]
     if data is not None:
-        batches = {name: data[name].bad_batch() for name in bad}
-        places = {n: "on another rank" if b is None else f"first in batch {b}" for n, b in batches.items()}
-        bad = [f"{name} ({places[name]})" for name in bad]
+        bad = [f"{name} ({_first_bad(data[name])})" for name in bad]
     if bad:
         raise CalibrationError(
             f"{len(bad)} quantizers saw NaN or infinite values: {listed(bad)}; look at these layers' weights and at "
             "the calibration data that reaches them"
         )
+
+
+def _first_bad(collector: AmaxCollector) -> str:
+    batch = collector.bad_batch()
+    return "on another rank" if batch is None else f"first in batch {batch}"
 
 
 def _set_states(collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:

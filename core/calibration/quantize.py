@@ -29,6 +29,7 @@ from octavo.core.modes.registry import mode_named
 from octavo.core.modes.transaction import applying
 from octavo.core.modules import check_not_packed
 from octavo.core.plan import check_values, plan
+from octavo.core.plugins import plugins
 
 if TYPE_CHECKING:
     from octavo.core.calibration.algorithm import Algorithm
@@ -144,7 +145,7 @@ def calibrate_attached(
     groups = record.state["same_input"] if record is not None else []
     given = Given(of_all_ranks=of_all_ranks)
     report = _run(model, algorithms, forward_loop, quiet, groups, given)
-    if of_all_ranks:
+    if of_all_ranks and not plugins().rank_groups(model):  # which says that ranks have parts of their own
         from octavo.core.ranks.statistics import share_state  # only where several ranks calibrate
 
         share_state(model)

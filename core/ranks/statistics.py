@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 
-from octavo.core.calibration.collectors import AmaxCollector
-from octavo.core.calibration.histogram import HistogramCollector
 from octavo.core.calibration.statistics.collector import StatisticsCollector
 from octavo.core.calibration.statistics.held_tokens import HeldTokens
 from octavo.core.calibration.statistics.input_statistics import SUMS
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.modules import tensor_quantizers
-from octavo.core.quantizers import TensorQuantizer
 from octavo.core.ranks.world import largest_of_all, num_ranks, sum_of_all
 
 if TYPE_CHECKING:
     from octavo.core.calibration.statistics.input_statistics import InputStatistics
-
-
-@torch.no_grad()
-def merge_maxima(collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:
-    """Give every rank's collectors the maxima and histograms of all; exact, whatever rank saw which data.
-
-    Args:
-        collectors: Of the quantizers that wait for calibration: on every rank the same, in one order.
-    """
-    if num_ranks() == 1 or not collectors:
-        return
-    empty = {quantizer: _empty_amax(quantizer) for quantizer in collectors}
-    own = [c.amax if c.amax is not None else empty[q] for q, c in collectors.items()]
-    seen = torch.tensor([float(c.amax is not None) for c in collectors.values()], device=own[0].device)
-    everything = largest_of_all(torch.cat([*(amax.flatten().float() for amax in own), seen]))
-    *parts, seen = torch.split(everything, [*(amax.numel() for amax in own), len(collectors)])
-    for collector, amax, part, was_seen in zip(collectors.values(), own, parts, seen.tolist(), strict=True):
-        if was_seen:
-            collector.amax = part.reshape(amax.shape).to(amax.dtype)
-    for collector in collectors.values():
-        if isinstance(collector, HistogramCollector):
-            _merge_histogram(collector, seen.device)
 
 
 def merge_inputs(collectors: Iterable[StatisticsCollector]) -> None:
@@ -74,21 +49,6 @@ def share_state(model: nn.Module) -> None:
         for _, quantizer in tensor_quantizers(model):
             for buffer in quantizer.buffers(recurse=False):
                 dist.broadcast(buffer, 0)
-
-
-def _empty_amax(quantizer: TensorQuantizer) -> Tensor:
-    name = next(iter(quantizer.named_state()), None)
-    return torch.zeros(()) if name is None else torch.zeros_like(quantizer.named_state()[name])
-
-
-def _merge_histogram(collector: HistogramCollector, device: torch.device) -> None:
-    histogram = collector.histogram
-    exponent = largest_of_all(torch.tensor(histogram.exponent, device=device))
-    histogram.widen(int(exponent))
-    counts = histogram.counts
-    if counts is None:
-        counts = torch.zeros(histogram.num_bins, dtype=torch.int64, device=device)
-    histogram.counts = sum_of_all(counts)
 
 
 def _merge_input(statistics: InputStatistics) -> None:

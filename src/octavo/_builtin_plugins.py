@@ -3,6 +3,7 @@
 BUILTIN_PLUGINS = (
     "octavo.adapters.huggingface.plugin",
     "octavo.adapters.deepspeed_zero.plugin",
+    "octavo.adapters.megatron_core.plugin",
     "octavo.exporters.unified_hf.plugin",
     "octavo.exporters.compressed_tensors.plugin",
     "octavo.exporters.tensorrt_llm.plugin",

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import octavo
-from helpers.launcher import run_on_two_ranks
+from helpers.launcher import run_on_ranks, run_on_two_ranks
 from helpers.shared_training import (
     INT4_INT8,
     PERCENTILE,
@@ -49,7 +49,7 @@ def two(folder: Path, killed: tuple[Path, float]) -> Any:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return run_on_two_ranks("shared_training", tmp_path_factory.mktemp("four"), ranks=4)
+    return run_on_ranks(4, "shared_training", tmp_path_factory.mktemp("four"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Scripts run by torchrun: two or more processes on this machine, joined by gloo."""
+"""Scripts run by torchrun: two or four processes on this machine, joined by gloo."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ SECONDS = 300
 """Wall-clock limit of a script: far more than it takes on a busy machine."""
 
 
-def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0, ranks: int = 2) -> Any:
-    """Run `tests/launched/<script>.py` on two ranks and return what rank 0 gave `launched.common.report`.
+def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0) -> Any:
+    """Run `tests/launched/<script>.py` on two ranks and return what rank 0 gave `launched.common.report`."""
+    return run_on_ranks(2, script, folder, *arguments, status=status)
+
+
+def run_on_ranks(ranks: int, script: str, folder: Path, *arguments: str, status: int = 0) -> Any:
+    """Run `tests/launched/<script>.py` and return what rank 0 gave `launched.common.report`, or else the output.
 
     Args:
+        ranks: How many processes.
         script: Name of the script.
         folder: An empty folder, the script's to use.
         arguments: Handed to the script, after the folder.
         status: The exit status that torchrun must have.
-        ranks: Their number, where it is another.
     """
     output = launch(TESTS / "launched" / f"{script}.py", str(folder), *arguments, status=status, ranks=ranks)
     result = folder / "result.json"
