@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints into Megatron-core's models, and back."""
