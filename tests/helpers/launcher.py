@@ -1,4 +1,4 @@
-"""Scripts of `tests/launched` run by torchrun: two processes on this machine, joined by gloo."""
+"""Scripts of `tests/launched` run by torchrun: two or four processes on this machine, joined by gloo."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ SECONDS = 300
 
 
 def run_on_two_ranks(script: str, folder: Path, *arguments: str, status: int = 0) -> Any:
-    """Run `tests/launched/<script>.py` on two ranks and return what rank 0 gave `launched.common.report`.
+    """Run `tests/launched/<script>.py` on two ranks and return what rank 0 gave `launched.common.report`."""
+    return run_on_ranks(2, script, folder, *arguments, status=status)
+
+
+def run_on_ranks(ranks: int, script: str, folder: Path, *arguments: str, status: int = 0) -> Any:
+    """Run `tests/launched/<script>.py` and return what rank 0 gave `launched.common.report`, or else the output.
 
     Args:
+        ranks: How many processes.
         script: Name of the script.
         folder: An empty folder, the script's to use.
         arguments: Handed to the script, after the folder.
         status: The exit status that torchrun must have.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += ["--monitor-interval=0.2", str(TESTS / "launched" / f"{script}.py"), str(folder), *arguments]
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
