@@ -1,1 +1,1 @@
-"""Megatron-core: parallel layers, their statistics and checkpoints, and Hugging Face checkpoints in and out."""
+"""Megatron-core: models whose layers are shared by ranks."""

@@ -73,6 +73,10 @@ class AmaxCollector:
     Args:
         spec: The quantizer's format.
         memo: Shared with the other collectors of a run, or None.
+
+    Attributes:
+        amax: fp32, the shape of the format's scales: largest magnitude of each; None while nothing was seen.
+        global_amax: fp32 []: that of the whole tensor, where other ranks have parts of it; None where `amax` says it.
     """
 
     def __init__(self, spec: QuantSpec, memo: AmaxMemo | None = None) -> None:
@@ -82,6 +86,12 @@ class AmaxCollector:
         self._memo = memo
         self._largest: list[Tensor] = []  # of each batch, looked at when one was not finite
         self.amax: Tensor | None = None
+        self.global_amax: Tensor | None = None
+
+    @property
+    def spec(self) -> QuantSpec:
+        """The format of which `amax` has the scales: one of a whole tensor where the quantizer keeps no others."""
+        return self._spec
 
     @classmethod
     def of(cls, spec: QuantSpec, amax: Tensor) -> AmaxCollector:
@@ -111,9 +121,11 @@ class AmaxCollector:
         """Return what `TensorQuantizer.set_state` takes, or None when nothing was seen."""
         if self.amax is None:
             return None
-        rows = self.amax.reshape(len(self.amax), -1) if self._spec.is_stacked else self.amax
-        values = {"amax": self.amax, "global_amax": rows.amax(-1) if self._spec.is_stacked else rows.amax()}
-        return {name: values[name] for name in self._names}
+        values = {"amax": self.amax, "global_amax": self.global_amax}
+        if self.global_amax is None:
+            rows = self.amax.reshape(len(self.amax), -1) if self._spec.is_stacked else self.amax
+            values["global_amax"] = rows.amax(-1) if self._spec.is_stacked else rows.amax()
+        return {name: value for name in self._names if (value := values[name]) is not None}
 
     def _update(self, amax: Tensor) -> None:
         self.amax = amax.clone() if self.amax is None else torch.maximum(self.amax, amax)

@@ -41,17 +41,18 @@ class Histogram:
 
     def add(self, x: Tensor, amax: float) -> None:
         """Count the values of `x` (any shape and float dtype), of which `amax` (finite) is the largest or more."""
-        self._widen(math.frexp(amax)[1] if amax > 0 else _SMALLEST_EXPONENT)
+        self.widen(math.frexp(amax)[1] if amax > 0 else _SMALLEST_EXPONENT)
         bins = (x.detach().abs().float().flatten() * (1 / self.width)).long()
         self._add(torch.bincount(bins, minlength=self.num_bins))
 
     def merge(self, other: Histogram) -> None:
         """Take in the counts of a histogram with as many bins."""
         if other.counts is not None:
-            self._widen(other.exponent)
+            self.widen(other.exponent)
             self._add(_folded(other.counts, self.exponent - other.exponent))
 
-    def _widen(self, exponent: int) -> None:
+    def widen(self, exponent: int) -> None:
+        """Make the range [0, 2^exponent), if it is smaller."""
         if exponent > self.exponent:
             if self.counts is not None:
                 self.counts = _folded(self.counts, exponent - self.exponent)

@@ -19,6 +19,7 @@ from octavo.core.console import say
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.formats import QuantSpec
 from octavo.core.modules import quantized_layers, tensor_quantizers
+from octavo.core.plugins import plugins
 from octavo.core.quantizers import Collector, TensorQuantizer
 
 
@@ -72,6 +73,7 @@ def calibrate_max(
         attached = bad_batches.guards(attached, shown | {q: name for name, q in waiting})
     with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
+    _combine_ranks(model, {q: collectors[q] for _, q in waiting})
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
     for name, quantizer in waiting:
@@ -99,7 +101,7 @@ def calibrate_weights(model: nn.Module) -> None:
             named.
     """
     collectors: dict[TensorQuantizer, AmaxCollector] = {}
-    seen: dict[str, Tensor] = {}
+    looked_at: dict[str, AmaxCollector] = {}
     for layer_name, layer in quantized_layers(model):
         for quantizer_name, weight in layer.quantized_weights().items():
             if weight.is_meta:  # offloaded: the data run sees it, when its values are there
@@ -109,11 +111,11 @@ def calibrate_weights(model: nn.Module) -> None:
                     continue
                 collector = _collector(quantizer, quantizer.spec)
                 collector.collect(quantizer, weight)
-                if collector.amax is not None:
-                    seen[f"{layer_name}.{quantizer_name}"] = collector.amax
+                looked_at[f"{layer_name}.{quantizer_name}"] = collector
                 if quantizer.needs_calibration:
                     collectors[quantizer] = collector
-    _check_finite(seen)
+    _combine_ranks(model, collectors)
+    _check_finite({name: c.amax for name, c in looked_at.items() if c.amax is not None})
     _set_states(collectors)
 
 
@@ -128,6 +130,14 @@ def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | Non
     from octavo.core.calibration.histogram import HistogramCollector  # only where a calibrator asks for one
 
     return HistogramCollector(spec, quantizer.calibrator, memo)
+
+
+def _combine_ranks(model: nn.Module, collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:
+    """Let collectors have seen what those of other ranks have, where ranks see parts of the same tensors."""
+    if plugins().rank_groups(model):
+        from octavo.core.calibration.reduction import groups_of_quantizers, reduce_maxima
+
+        reduce_maxima(collectors, groups_of_quantizers(model))
 
 
 def _together(
@@ -153,12 +163,17 @@ def _check_reached(unseen: Sequence[str], bad_batches: BadBatches | None) -> Non
 def _check_finite(seen: Mapping[str, Tensor], data: Mapping[str, AmaxCollector] | None = None) -> None:
     bad = [name for name, amax in seen.items() if not amax.isfinite().all()]
     if data is not None:
-        bad = [f"{name} (first in batch {data[name].bad_batch()})" for name in bad]
+        bad = [f"{name} ({_first_bad(data[name])})" for name in bad]
     if bad:
         raise CalibrationError(
             f"{len(bad)} quantizers saw NaN or infinite values: {listed(bad)}; look at these layers' weights and at "
             "the calibration data that reaches them"
         )
+
+
+def _first_bad(collector: AmaxCollector) -> str:
+    batch = collector.bad_batch()
+    return "on another rank" if batch is None else f"first in batch {batch}"
 
 
 def _set_states(collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from octavo.core.errors import ConfigError
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.description import ModelDescription
+from octavo.core.model.rank_groups import RankGroups
 from octavo.core.modules.experts import QuantExperts
 from octavo.core.plugins.markers import hookspec
 
@@ -123,6 +124,14 @@ def left_out_attention(model: nn.Module) -> Mapping[str, str] | None:
 @hookspec(firstresult=True)
 def expert_layers(model: nn.Module) -> Mapping[str, type[QuantExperts]] | None:
     """Return {name: mixin} of layers whose experts' weights are stacked. Called by the plan."""
+
+
+@hookspec(firstresult=True)
+def rank_groups(model: nn.Module) -> Mapping[str, RankGroups] | None:
+    """Return, by quantizer name (`<layer>.<quantizer>`), which ranks see parts of the same tensor.
+
+    Called by calibration on a quantized model, by every rank: statistics are combined over these groups.
+    """
 
 
 @hookspec

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what is named in signatures only is not imported with `octa
     from octavo.core.model.checkpoint_layout import CheckpointLayout
     from octavo.core.model.description import ModelDescription
     from octavo.core.model.exporter import Exporter
+    from octavo.core.model.rank_groups import RankGroups
     from octavo.core.ops.kernels import Kernels
     from octavo.core.plugins.hookspecs import DataRequest
     from octavo.core.plugins.loading import PluginStatus
@@ -107,6 +108,10 @@ class Plugins:
     def left_out_attention(self, model: nn.Module) -> Mapping[str, str]:
         """Call the hook `left_out_attention`."""
         return cast("Mapping[str, str]", self._hook.left_out_attention(model=model) or {})
+
+    def rank_groups(self, model: nn.Module) -> Mapping[str, RankGroups]:
+        """Call the hook `rank_groups`."""
+        return cast("Mapping[str, RankGroups]", self._hook.rank_groups(model=model) or {})
 
     def prepare_model(self, model: nn.Module) -> None:
         """Call the hook `prepare_model`."""

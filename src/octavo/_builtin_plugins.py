@@ -2,6 +2,7 @@
 
 BUILTIN_PLUGINS = (
     "octavo.adapters.huggingface.plugin",
+    "octavo.adapters.megatron_core.plugin",
     "octavo.exporters.unified_hf.plugin",
     "octavo.exporters.compressed_tensors.plugin",
     "octavo.exporters.tensorrt_llm.plugin",

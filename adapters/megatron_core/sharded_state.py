@@ -1,0 +1,90 @@
+"""Which dim of each of a quantizer's tensors the ranks share, and those tensors for distributed checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from octavo.core.formats import QuantSpec
+from octavo.core.model.rank_groups import follows
+from octavo.core.quantizers import TensorQuantizer
+
+if TYPE_CHECKING:
+    from octavo.adapters.megatron_core.layers import QuantParallelLinear
+
+
+def sharded_quantizers(
+    layer: QuantParallelLinear, prefix: str, sharded_offsets: Any, metadata: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return what a rank's `sharded_state_dict` says of the quantizers' tensors that ranks share.
+
+    Rows of a gated layer are cut in two halves first, as Megatron-core does with the weight and the bias alone: a
+    scale for each row would otherwise be loaded into other rows under another layout, without any error.
+    """
+    from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+    from megatron.core.transformer.utils import (
+        ensure_metadata_has_dp_cp_group,
+        make_sharded_tensors_for_checkpoint,
+    )
+
+    metadata = ensure_metadata_has_dp_cp_group(metadata)
+    divided = {name: (tensor, dim) for name, tensor, dim in divided_tensors(layer)}
+    found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+        {name: tensor for name, (tensor, _) in divided.items()},
+        prefix,
+        {name: dim for name, (_, dim) in divided.items()},
+        sharded_offsets,
+        tp_group=layer.tp_group,
+        dp_cp_group=metadata["dp_cp_group"],
+    )
+    if layer.is_gated:
+        singles = metadata.get("singleton_local_shards", False)
+        for name, (_, dim) in divided.items():
+            if dim == 0 and layer.divided_dim == 0:
+                found[prefix + name] = apply_swiglu_sharded_factory(
+                    found[prefix + name], sharded_offsets, singles
+                )
+    return found
+
+
+def divided_tensors(layer: QuantParallelLinear) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield the quantizers' tensors of which a rank has a part: (name in the layer, tensor, divided dim)."""
+    for quantizer_name, quantizer in layer.quantizers().items():
+        for stage_name, stage in quantizer.named_modules():
+            if isinstance(stage, TensorQuantizer):
+                prefix = ".".join(filter(None, (quantizer_name, stage_name)))
+                for name, tensor in stage.named_buffers(recurse=False):
+                    dim = divided_dim(layer, quantizer_name, stage, name)
+                    if dim is not None:
+                        yield f"{prefix}.{name}", tensor, dim
+
+
+def divided_dim(layer: QuantParallelLinear, quantizer: str, stage: TensorQuantizer, name: str) -> int | None:
+    """Return the dim along which ranks share the tensor `name` of a stage of `quantizer`; None where all have all."""
+    dim = seen_dim(layer, quantizer)
+    if dim is None:
+        return None
+    if name == "amax" and stage.spec is not None:
+        return _scale_dim(stage.spec, dim)
+    factors = {"pre_quant_scale": (-1, 0), "low_rank_down": (-1, 1), "low_rank_up": (-2, 0)}
+    followed, own = factors.get(name, (None, None))
+    return own if dim == followed else None
+
+
+def seen_dim(layer: QuantParallelLinear, quantizer: str) -> int | None:
+    """Return which dim, negative, of what a quantizer sees is divided among ranks; None where each sees all."""
+    if quantizer == "weight_quantizer":
+        return layer.divided_dim - 2
+    if quantizer == "input_quantizer":
+        return -1 if layer.divided_dim == 1 else None
+    return -1 if layer.divided_dim == 0 and not getattr(layer, "gather_output", False) else None
+
+
+def _scale_dim(spec: QuantSpec, dim: int) -> int | None:
+    """Return which dim of an amax belongs to the dim `dim` of its tensor."""
+    if not follows(spec, dim, 2):
+        return None
+    shape = spec.granularity.scale_shape((2, 3))
+    return 0 if len(shape) == 1 else dim + 2
