@@ -12,7 +12,7 @@ from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.activation_scales import CACHE_QUANTIZERS
-from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.blocks import blocks_of
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
 from octavo.core.model.checkpoint_source import PackedWeight
 from octavo.core.model.exporter import InputState, LayerFormat
@@ -72,7 +72,7 @@ class ModelSource:
         Raises:
             ExportError: a tensor that is not quantized is not finite, or scales do not divide among segments.
         """
-        source = InMemoryBlocks(self._model, plugins().describe_model(self._model))
+        source = blocks_of(self._model, plugins().describe_model(self._model))
         tied = self._model.state_dict(keep_vars=True)
         written: set[int] = set()
         places: dict[str, list[tuple[str, Place]]] = {}

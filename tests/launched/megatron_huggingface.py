@@ -57,6 +57,8 @@ def largest_error(model: Any, folder: Path) -> float:
 def main() -> None:
     from octavo.adapters.megatron_core.conversion.importing import import_huggingface
 
+    from octavo.adapters.megatron_core.conversion.exporting import export_plain
+
     results: dict[str, float] = {}
     with joined():
         for argument in ARGUMENTS:
@@ -64,6 +66,7 @@ def main() -> None:
             lay_out(**LAYOUTS[layout])
             model = import_huggingface(FOLDER / kind, make_vocab_size_divisible_by=4).eval()
             results[argument] = largest_error(model, FOLDER / kind)
+            export_plain(model, FOLDER / kind, FOLDER / f"{kind}-{layout}", max_shard_bytes=100_000)
         report(errors=results)
 
 

@@ -46,12 +46,15 @@ def outcome(preset: str, **fields: Any) -> dict[str, Any]:
     rank = dist.get_rank()
     found = {n: b for n, b in two.named_buffers() if "quantizer" in n}
     differing = [
-        n for n, b in found.items()
+        n
+        for n, b in found.items()
         if "weight_quantizer" in n and not torch.equal(b, part_of(state[n], n, rank))
     ]
     far = [
-        n for n, b in found.items()
-        if "weight_quantizer" not in n and not torch.allclose(b, part_of(state[n], n, rank), rtol=1e-6, atol=0)
+        n
+        for n, b in found.items()
+        if "weight_quantizer" not in n
+        and not torch.allclose(b, part_of(state[n], n, rank), rtol=1e-6, atol=0)
     ]
     return {
         "names": len(found) if found.keys() == state.keys() else sorted(found.keys() ^ state.keys()),

@@ -16,6 +16,9 @@ from octavo.core.model.skeleton import Skeleton
 from octavo.core.plugins import plugins
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
 @dataclass(frozen=True)
 class Original:
     """A Hugging Face checkpoint's folder.
@@ -49,6 +52,7 @@ class Original:
         dtype = dtype or config_dtype(read_json(directory / "config.json"), directory)
         skeleton = Skeleton.of(directory, dtype, lambda _: False)
         description = plugins().describe_model(skeleton.model)
+        _read_generation_config(skeleton.model, directory)
         if description is None:
             raise UnsupportedError(
                 f"no family map describes the {type(skeleton.model).__name__} of {directory}; Megatron-core's layers "
@@ -60,3 +64,14 @@ class Original:
     def config(self) -> Any:
         """Its Hugging Face config."""
         return self.skeleton.model.config
+
+    def tokenizer(self) -> Any:
+        """Return its tokenizer, or None where the folder has none."""
+        has_one = any((self.directory / name).is_file() for name in _TOKENIZER_FILES)
+        return plugins().load_tokenizer(self.directory, False) if has_one else None
+
+
+def _read_generation_config(model: Any, directory: Path) -> None:
+    """Give the model the generation config of the folder, which building it from its config does not read."""
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = type(model.generation_config).from_pretrained(directory)
