@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.model.description import ModelDescription
 
-
 _LENT = "_octavo_blocks"
 
 

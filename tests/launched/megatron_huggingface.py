@@ -55,9 +55,8 @@ def largest_error(model: Any, folder: Path) -> float:
 
 
 def main() -> None:
-    from octavo.adapters.megatron_core.conversion.importing import import_huggingface
-
     from octavo.adapters.megatron_core.conversion.exporting import export_plain
+    from octavo.adapters.megatron_core.conversion.importing import import_huggingface
 
     results: dict[str, float] = {}
     with joined():

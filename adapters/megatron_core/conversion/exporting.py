@@ -2,100 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from octavo.adapters.megatron_core.conversion.gathered_blocks import GatheredBlocks
+from octavo.adapters.megatron_core.conversion.layer_states import (
+    FACTOR,
+    quantized_layers_of_all_ranks,
+    quantizer_tensors,
+)
 from octavo.adapters.megatron_core.conversion.local import as_chunks, local_tensors
 from octavo.adapters.megatron_core.conversion.original import Original
+from octavo.adapters.megatron_core.conversion.plain_files import write_plain
+from octavo.adapters.megatron_core.conversion.quantizers import attach_gathered
 from octavo.adapters.megatron_core.conversion.shares import Share, SharedTensors
-from octavo.core.model.atomic_folder import atomic_folder
+from octavo.core.errors import ExportError
 from octavo.core.model.blocks import blocks_from
 from octavo.core.model.export_report import ExportReport
-from octavo.core.model.model_source import ModelSource
-from octavo.core.model.shard_reader import write_manifest
-from octavo.core.model.shards import SafetensorsWriter, check_shard_limit, verify_shards
+from octavo.core.model.shards import check_shard_limit
+from octavo.core.modes.record import last_record
 from octavo.core.plugins import plugins
-from octavo.core.report.weight_error import WeightErrors
 
-PLAIN = "huggingface"
-"""What a report calls a checkpoint that is not quantized."""
+_OTHER_MODES = ("fold_weight", "compress")
 
 
-def export_plain(
+def export_huggingface(
     model: nn.Module | Sequence[nn.Module],
     original: str | Path,
     export_dir: str | Path,
+    exporter: str = "unified_hf",
+    target: str | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = 5_000_000_000,
+    quiet: bool = False,
 ) -> ExportReport | None:
-    """Write a model that is not quantized, or no more, as a Hugging Face checkpoint. All ranks call this.
+    """Write a Megatron-core model as a Hugging Face checkpoint, quantized if the model is. All ranks call this.
 
-    Every tensor has the bytes that the ranks hold. Rank 0 has one block and one shard in memory beside its own part
-    of the model, the others one tensor.
+    Rank 0 asks for each block as it writes it: it has two blocks and one shard in memory beside its own part of the
+    model and the scales of all layers, the other ranks a copy of one tensor. Factors on inputs (SmoothQuant, AWQ) may
+    be folded into weights all over the model: rank 0 then gathers all of it.
+
+    A quantized model is written by an exporter as its Hugging Face model would be, quantized in the same way; a plain
+    one with the bytes that the ranks hold.
 
     Args:
         model: This rank's part, in wrappers or not; of interleaved pipelines several.
         original: A folder with the Hugging Face config (and tokenizer) of the model: the checkpoint that it was
             imported from, say. Its weights are not read.
         export_dir: A new or empty folder, which rank 0 can write.
+        exporter: Name of the exporter, for a quantized model.
+        target: Engine that will serve the checkpoint, as in `octavo.export_hf_checkpoint`.
         overwrite: Replace a folder that Octavo wrote.
         max_shard_bytes: Start a new shard rather than exceed this.
+        quiet: Print no warnings; they are in the report.
 
     Returns:
         The report on rank 0, None on the others.
 
     Raises:
-        ExportError: the model is not that of the config, a tensor is not finite, or the folder cannot be written; on
-            the other ranks, that rank 0 failed.
-        CheckpointError, UnsupportedError: `original` is no folder of a model that Megatron-core knows.
+        ExportError: the model is not that of the config, a quantizer was never calibrated, a format has no place in the
+            dialect, or the folder cannot be written; on the other ranks, that rank 0 failed.
+        UnsupportedError: a part of the model has no counterpart.
+        CheckpointError: `original` is no folder of a Hugging Face model.
     """
     check_shard_limit(max_shard_bytes)
-    found = local_tensors(as_chunks(model))
-    dtype = next(iter(found.values())).parameter.dtype
-    source = Original.of(original, dtype)
-    shared = SharedTensors(
-        {
-            name: (t.parameter, Share.of(t.parameter, *_division(source, name, t.rank, t.ranks)))
-            for name, t in found.items()
-        }
-    )
+    chunks = as_chunks(model)
+    _check_modes(chunks)
+    layers = quantized_layers_of_all_ranks(chunks)
+    source, shared = shared_tensors(chunks, original)
     if dist.get_rank() != 0:
         shared.serve()
         return None
-    with shared.led():
-        return _write_plain(source, shared, Path(export_dir), overwrite, max_shard_bytes)
+    with shared.led(), torch.no_grad(), ExitStack() as stack:
+        blocks = GatheredBlocks(source, shared)
+        if not layers:
+            stack.enter_context(blocks_from(source.skeleton.model, blocks))
+            return write_plain(source, Path(export_dir), overwrite, max_shard_bytes)
+        attach_gathered(source, layers, shared, _config_of(chunks))
+        if any(FACTOR in stage for stage in _stages(layers)):
+            for block in list(blocks.blocks()):
+                stack.enter_context(blocks.materialized(block))
+        else:
+            stack.enter_context(blocks_from(source.skeleton.model, blocks))
+        return plugins().exporter(exporter).export(
+            source.skeleton.model,
+            Path(export_dir),
+            tokenizer=source.tokenizer(),
+            overwrite=overwrite,
+            max_shard_bytes=max_shard_bytes,
+            quiet=quiet,
+            target=target,
+        )
 
 
-def _division(original: Original, name: str, rank: int, ranks: int) -> tuple[int, int]:
-    """Return (rank, ranks) of a tensor; of one that is not divided every rank has the only part."""
-    tensor = original.tensors.get(name)
-    return (rank, ranks) if tensor is None or tensor.is_divided else (0, 1)
+def shared_tensors(chunks: Sequence[nn.Module], original: str | Path) -> tuple[Original, SharedTensors]:
+    """Return the Hugging Face model in the dtype of the ranks' weights, and what all ranks have of it."""
+    found = local_tensors(chunks)
+    source = Original.of(original, next(iter(found.values())).parameter.dtype)
+    own = {}
+    for name, local in found.items():
+        tensor = source.tensors.get(name)
+        is_divided = tensor is not None and tensor.is_divided
+        place = (local.rank, local.ranks) if is_divided else (0, 1)
+        own[name] = (local.parameter, Share.of(local.parameter, *place))
+    return source, SharedTensors({**own, **quantizer_tensors(chunks)})
 
 
-def _write_plain(
-    original: Original, shared: SharedTensors, export_dir: Path, overwrite: bool, max_shard_bytes: int
-) -> ExportReport:
-    model, num_bytes = original.skeleton.model, 0
-    with atomic_folder(export_dir, overwrite) as folder, torch.no_grad():
-        write_companions(original, folder)
-        writer = SafetensorsWriter(folder, max_shard_bytes)
-        with blocks_from(model, GatheredBlocks(original, shared)):
-            source = ModelSource(model, {}, original.skeleton.layout, None, WeightErrors())
-            for item in source.tensors():
-                name, tensor = item  # type: ignore[misc]  # nothing is quantized
-                writer.add(name, tensor)
-                num_bytes += tensor.nbytes
-        manifest = writer.finish()
-        verify_shards(folder, manifest)
-        write_manifest(folder, manifest)
-    return ExportReport(export_dir, len(manifest), num_bytes, (), PLAIN)
+def _check_modes(chunks: Sequence[nn.Module]) -> None:
+    """Refuse a model whose weights are not its own any more.
+
+    Raises:
+        ExportError: they are folded or packed.
+    """
+    found = [mode for chunk in chunks for mode in _OTHER_MODES if last_record(chunk, mode) is not None]
+    if found:
+        raise ExportError(
+            f"{found[0]} was applied to the model, whose original weights are gone; export it before"
+        )
 
 
-def write_companions(original: Original, folder: Path) -> None:
-    """Write the files beside the weights, as they are beside the original's."""
-    plugins().write_companions(original.skeleton.model, folder, original.tokenizer(), original.dtype)
+def _config_of(chunks: Sequence[nn.Module]) -> Mapping[str, Any]:
+    """Return what the model was quantized with."""
+    records = [last_record(chunk, "quantize") for chunk in chunks]
+    return next((record.config for record in records if record is not None), {})
+
+
+def _stages(layers: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return every stage of every quantizer with what it has beside its format."""
+    return [
+        {name: value for name, value in stage.items() if value is not None}
+        for layer in layers.values()
+        for stages in layer["quantizers"].values()
+        for stage in stages
+    ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from octavo.adapters.megatron_core.conversion.original import Original
-from octavo.adapters.megatron_core.conversion.runs import runs_of_rank
-from octavo.adapters.megatron_core.conversion.shares import Share, SharedTensors
+from octavo.adapters.megatron_core.conversion.placing import put
+from octavo.adapters.megatron_core.conversion.shares import SharedTensors
 from octavo.adapters.megatron_core.conversion.tensors import MegatronTensor
 from octavo.core.calibration.forward_loop import ForwardLoop
 from octavo.core.errors import ExportError, UnsupportedError
@@ -101,31 +101,3 @@ class GatheredBlocks:
                 view = (view.T if part.is_transposed else view).narrow(0, part.start, part.shape[0])
             views.append(view)
         return views
-
-
-def put(values: Tensor, share: Share, tensor: MegatronTensor, views: Sequence[Tensor | None]) -> None:
-    """Copy a rank's part of a tensor to where its entries belong.
-
-    Args:
-        values: The part.
-        share: Whose it is.
-        tensor: All of the tensor.
-        views: Where the tensor's parts are; what belongs to None is left out.
-
-    Raises:
-        ExportError: the part has another shape than the model's config says.
-    """
-    dim, ranks = tensor.dim, share.ranks if tensor.is_divided else 1
-    sizes = [part.shape[dim] for part in tensor.parts]
-    padding = max(0, values.shape[dim] * ranks - sum(sizes)) if tensor.division == "vocabulary" else 0
-    if values.shape[dim] * ranks != sum(sizes) + padding:
-        raise ExportError(
-            f"{tensor.name} has {values.shape[dim]} entries along dim {dim} on each of {ranks} ranks, and the Hugging "
-            f"Face model {sum(sizes)} in all: the model is not that of its config"
-        )
-    start = 0
-    for run in runs_of_rank(sizes, tensor.groups_over(ranks), share.rank, ranks, padding):
-        view = None if run.part is None else views[run.part]
-        if view is not None:
-            view.narrow(dim, run.start, run.length).copy_(values.narrow(dim, start, run.length))
-        start += run.length

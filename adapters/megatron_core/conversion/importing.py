@@ -182,16 +182,10 @@ def read_part(
     padding = (
         max(0, local.parameter.shape[dim] * ranks - sum(sizes)) if tensor.division == "vocabulary" else 0
     )
-    pieces = []
+    pieces: list[Tensor] = []
     for run in runs_of_rank(sizes, tensor.groups_over(ranks), rank, ranks, padding):
         if run.part is None:
-            pieces.append(
-                torch.zeros(
-                    run.length,
-                    *local.parameter.shape[1:],
-                    dtype=pieces[0].dtype if pieces else local.parameter.dtype,
-                )
-            )
+            pieces.append(torch.zeros(run.length, *local.parameter.shape[1:], dtype=local.parameter.dtype))
             continue
         part = tensor.parts[run.part]
         piece = reader.entries(stored[part.name], *part.place(dim, run.start), run.length)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from octavo.core.quantizers import TensorQuantizer
 
 # Transformer Engine's names for what the local layer spec calls otherwise.
 _RENAMED = (
@@ -41,18 +43,8 @@ def as_chunks(model: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
     return unwrap_model([model] if isinstance(model, nn.Module) else list(model))  # type: ignore[no-any-return]
 
 
-def local_modules(chunks: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of a rank by their names in the whole model."""
-    for chunk in chunks:
-        modules = dict(chunk.named_modules())
-        for name, module in modules.items():
-            yield _whole_name(name, modules), module
-
-
 def local_tensors(chunks: Sequence[nn.Module]) -> dict[str, LocalTensor]:
     """Return the parameters of a rank by their names in the whole model; those of quantizers are left out."""
-    from octavo.core.quantizers import TensorQuantizer
-
     found: dict[str, LocalTensor] = {}
     for chunk in chunks:
         modules = dict(chunk.named_modules())
@@ -60,7 +52,7 @@ def local_tensors(chunks: Sequence[nn.Module]) -> dict[str, LocalTensor]:
             if isinstance(module, TensorQuantizer):
                 continue
             for own, parameter in module.named_parameters(recurse=False):
-                name = _whole_name(f"{module_name}.{own}", modules)
+                name = whole_name(f"{module_name}.{own}", modules)
                 found[name] = LocalTensor(parameter, *_rank_in(module))
     return found
 
@@ -71,8 +63,8 @@ def _rank_in(layer: Any) -> tuple[int, int]:
     return (0, 1) if group is None else (group.rank(), group.size())
 
 
-def _whole_name(name: str, modules: dict[str, Any]) -> str:
-    """Return a name with layers and experts counted over all ranks."""
+def whole_name(name: str, modules: Mapping[str, Any]) -> str:
+    """Return a name with layers and experts counted over all ranks; `modules` are those of the rank, by name."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     layer = _LAYER.match(f"{name}.")

@@ -15,7 +15,6 @@ from octavo.core.model.shard_reader import config_dtype, read_json
 from octavo.core.model.skeleton import Skeleton
 from octavo.core.plugins import plugins
 
-
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
