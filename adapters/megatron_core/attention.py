@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from octavo.core.errors import UnsupportedError, listed
-from octavo.core.modules import QuantAttention, quantized_layers
-
-_HOOK = "_octavo_attention_hook"
+from octavo.core.modules import QuantAttention
 
 
-def attention_layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the core attention layers of Megatron-core's own implementation, by name."""
-    from megatron.core.transformer.dot_product_attention import DotProductAttention
+class QuantCoreAttention(QuantAttention):
+    """Mixin for `DotProductAttention`, which is called with queries, keys and values, and computes all else.
 
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, DotProductAttention)}
-
-
-def route_attention(model: nn.Module) -> None:
-    """Let quantized core attention layers round what they are called with.
-
-    Raises:
-        UnsupportedError: a layer has a quantizer inside the attention, which no hook reaches.
+    What happens inside cannot be quantized: it has no quantizer of probabilities or of the output.
     """
-    layers = [(n, layer) for n, layer in quantized_layers(model) if isinstance(layer, QuantAttention)]
-    inside = [f"{n}.{name}" for n, layer in layers for name in layer.quantizers() if name in layer.on_demand]
-    if inside:
-        raise UnsupportedError(
-            f"{len(inside)} quantizers are inside Megatron-core's attention, where only queries, keys and values can "
-            f"be quantized: {listed(inside, 2)}; leave them out of the config"
+
+    quantizer_names = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
+    on_demand = ()
+
+    @classmethod
+    def quantizer_shape(cls, layer: nn.Module, quantizer: str) -> tuple[int, ...] | None:
+        """Return (batch, heads, tokens, head_dim), with 0 for dims that vary."""
+        return (0, 0, 0, cast(int, layer.hidden_size_per_attention_head))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the layer's output for query, key and value [tokens, batch, heads, head_dim]."""
+        quantized = self.quantize_qkv(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))
+        return super().forward(*(tensor.permute(2, 0, 1, 3) for tensor in quantized), *args, **kwargs)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the layer's tensors for a distributed checkpoint, with its quantizers', whose scales ranks share."""
+        from megatron.core.transformer.utils import (
+            ensure_metadata_has_dp_cp_group,
+            make_sharded_tensors_for_checkpoint,
         )
-    for _, layer in layers:
-        if _HOOK not in layer.__dict__:
-            layer.__dict__[_HOOK] = layer.register_forward_pre_hook(_quantize, with_kwargs=True)
 
-
-def unroute_attention(model: nn.Module) -> None:
-    """Undo `route_attention`."""
-    for layer in model.modules():
-        if _HOOK in layer.__dict__:
-            layer.__dict__.pop(_HOOK).remove()
-
-
-def _quantize(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Quantize queries, keys and values, [tokens, batch, heads, head_dim] each, the first arguments of a call."""
-    if not isinstance(layer, QuantAttention) or len(args) < 3:
-        return None
-    query, key, value = layer.quantize_qkv(*(tensor.permute(1, 2, 0, 3) for tensor in args[:3]))
-    return (_back(query), _back(key), _back(value), *args[3:]), kwargs
-
-
-def _back(x: Tensor) -> Tensor:
-    return x.permute(2, 0, 1, 3)
+        found: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
+        state: dict[str, Tensor] = {}
+        for name, quantizer in self.quantizers().items():
+            quantizer.state_dict(destination=state, prefix=f"{name}.", keep_vars=True)
+        group = ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"]
+        return found | make_sharded_tensors_for_checkpoint(
+            state, prefix, {}, sharded_offsets, tp_group=self.tp_group, dp_cp_group=group
+        )

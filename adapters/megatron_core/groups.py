@@ -23,7 +23,7 @@ def rank_groups_of(model: nn.Module) -> dict[str, RankGroups]:
     for layer_name, layer in quantized_layers(model):
         for quantizer in layer.quantizers():
             groups = _groups(layer, quantizer)
-            if groups.all or groups.rows is not None:
+            if groups != RankGroups():
                 found[f"{layer_name}.{quantizer}"] = groups
     return found
 
@@ -43,6 +43,15 @@ def data_groups(layer: Any) -> tuple[ProcessGroup, ...]:
     return _if_shared(group)
 
 
+def expert_groups(layer: Any) -> tuple[ProcessGroup, ...]:
+    """Return the group of ranks that have other experts than `layer`'s, if it is an expert's and there are any."""
+    from megatron.core import parallel_state
+
+    if not getattr(layer, "is_expert", False):
+        return ()
+    return _if_shared(parallel_state.get_expert_model_parallel_group())
+
+
 def _groups(layer: nn.Module, quantizer: str) -> RankGroups:
     tp = _if_shared(getattr(layer, "tp_group", None))
     if isinstance(layer, QuantAttention):
@@ -53,7 +62,7 @@ def _groups(layer: nn.Module, quantizer: str) -> RankGroups:
     parts = () if dim is None else tuple((group, dim) for group in tp)
     if quantizer == "weight_quantizer":
         return RankGroups(parts=parts, rows=layer.row_segments)
-    return RankGroups(data_groups(layer), parts)
+    return RankGroups(data_groups(layer), parts, expert_groups(layer))
 
 
 def _if_shared(group: Any) -> tuple[ProcessGroup, ...]:

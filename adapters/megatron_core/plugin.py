@@ -31,9 +31,11 @@ def plugin_info() -> PluginInfo:
 
 @hookimpl
 def quantized_classes() -> Mapping[str, str]:
-    """Return the quantized classes of parallel linear layers, experts' among them."""
+    """Return the quantized classes of parallel linear layers, experts' among them, and of core attention."""
     layers, ours = "megatron.core.tensor_parallel.layers", "octavo.adapters.megatron_core.layers"
+    attention = "megatron.core.transformer.dot_product_attention:DotProductAttention"
     return {
+        attention: "octavo.adapters.megatron_core.attention:QuantCoreAttention",
         f"{layers}:ColumnParallelLinear": f"{ours}:QuantColumnParallelLinear",
         f"{layers}:RowParallelLinear": f"{ours}:QuantRowParallelLinear",
     }
@@ -60,16 +62,6 @@ def describe_model(model: nn.Module) -> ModelDescription | None:
 
 
 @hookimpl
-def attention_layers(model: nn.Module) -> Mapping[str, nn.Module] | None:
-    """Return the core attention layers."""
-    if not is_megatron_model(model):
-        return None
-    from octavo.adapters.megatron_core.attention import attention_layers_of
-
-    return attention_layers_of(model)
-
-
-@hookimpl
 def rank_groups(model: nn.Module) -> Mapping[str, RankGroups] | None:
     """Return which ranks see parts of what quantizers see, from the process groups of their layers."""
     if not is_megatron_model(model):
@@ -81,22 +73,20 @@ def rank_groups(model: nn.Module) -> Mapping[str, RankGroups] | None:
 
 @hookimpl
 def prepare_model(model: nn.Module) -> None:
-    """Tell layers what they must know of the model, and route core attention through quantizers."""
+    """Tell layers what they must know of the model, which carries the record of its modes from now on."""
     if is_megatron_model(model):
-        from octavo.adapters.megatron_core.attention import route_attention
         from octavo.adapters.megatron_core.preparation import prepare_layers
 
         prepare_layers(model)
-        route_attention(model)
 
 
 @hookimpl
 def unprepare_model(model: nn.Module) -> None:
-    """Undo `prepare_model`; what layers were told goes with their quantized classes."""
+    """Undo `prepare_model`."""
     if is_megatron_model(model):
-        from octavo.adapters.megatron_core.attention import unroute_attention
+        from octavo.adapters.megatron_core.preparation import unprepare_layers
 
-        unroute_attention(model)
+        unprepare_layers(model)
 
 
 @hookimpl

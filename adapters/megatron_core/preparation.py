@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from octavo.adapters.megatron_core.conversion.fused_rows import fused_rows
 from octavo.adapters.megatron_core.layers import QuantParallelLinear
+from octavo.adapters.megatron_core.record import CHILD, RecordCarrier
 from octavo.core.errors import UnsupportedError, listed
 from octavo.core.formats import PerBlock, PerChannel, PerTensor, QuantSpec
 from octavo.core.modules import quantized_layers
@@ -23,11 +24,18 @@ def prepare_layers(model: nn.Module) -> None:
         UnsupportedError: blocks of values with one scale would lie on two ranks; the layers are named.
     """
     layers = [(n, layer) for n, layer in quantized_layers(model) if isinstance(layer, QuantParallelLinear)]
+    if CHILD not in model._modules:
+        model.add_module(CHILD, RecordCarrier(model))
     _mark_gated(model)
     _lend_embedding(model)
     check_blocks(layers)
     for name, layer in layers:
         _divide_fused(name, layer)
+
+
+def unprepare_layers(model: nn.Module) -> None:
+    """Undo what `prepare_layers` did to the model itself; its layers forget with their quantized classes."""
+    model._modules.pop(CHILD, None)
 
 
 def check_blocks(layers: list[tuple[str, QuantParallelLinear]]) -> None:

@@ -63,14 +63,25 @@ def divided_tensors(layer: QuantParallelLinear) -> Iterator[tuple[str, Tensor, i
 
 def divided_dim(layer: QuantParallelLinear, quantizer: str, stage: TensorQuantizer, name: str) -> int | None:
     """Return the dim along which ranks share the tensor `name` of a stage of `quantizer`; None where all have all."""
+    if name != "amax" or stage.spec is None:
+        return factor_dim(layer.divided_dim, quantizer, name)
     dim = seen_dim(layer, quantizer)
-    if dim is None:
+    return None if dim is None else _scale_dim(stage.spec, dim)
+
+
+def factor_dim(weight_dim: int, quantizer: str, name: str) -> int | None:
+    """Return the dim along which ranks share a quantizer's factor; None where all have all of it.
+
+    Args:
+        weight_dim: The dim of the weight [out, in] that the ranks share.
+        quantizer: Name of the quantizer.
+        name: Name of the factor: `pre_quant_scale` [in], `low_rank_down` [rank, in] or `low_rank_up` [out, rank].
+    """
+    if quantizer == "output_quantizer":
         return None
-    if name == "amax" and stage.spec is not None:
-        return _scale_dim(stage.spec, dim)
-    factors = {"pre_quant_scale": (-1, 0), "low_rank_down": (-1, 1), "low_rank_up": (-2, 0)}
-    followed, own = factors.get(name, (None, None))
-    return own if dim == followed else None
+    if weight_dim == 1:
+        return {"pre_quant_scale": 0, "low_rank_down": 1}.get(name)
+    return {"low_rank_up": 0}.get(name)
 
 
 def seen_dim(layer: QuantParallelLinear, quantizer: str) -> int | None:

@@ -124,10 +124,9 @@ def _read_layer(
 def _quantized_class(
     name: str, layer: nn.Module, is_attention: bool, experts: type[QuantExperts] | None
 ) -> type[QuantModule]:
-    mixin = QuantAttention if is_attention else experts
-    if mixin is not None:
+    mixin, quantized = QuantAttention if is_attention else experts, quantized_class(type(layer))
+    if mixin is not None and (quantized is None or not issubclass(quantized, mixin)):
         return combined_class(mixin, type(layer))
-    quantized = quantized_class(type(layer))
     if quantized is None:
         raise UnsupportedError(f"{name}: {type(layer).__name__} has no quantized class; register one first")
     return quantized

@@ -73,7 +73,7 @@ def calibrate_max(
         attached = bad_batches.guards(attached, shown | {q: name for name, q in waiting})
     with collecting(model, attached), counting_tokens(model, needs.all_experts, part) as tokens:
         run()
-    _combine_ranks(model, {q: collectors[q] for _, q in waiting})
+    _combine_ranks(model, {q: collectors[q] for _, q in waiting}, dict(waiting))
     seen = {name: amax for name, q in waiting if (amax := collectors[q].amax) is not None}
     unrouted = amax_of_unrouted(seen, [name for name, _ in waiting if name not in seen], model)
     for name, quantizer in waiting:
@@ -132,12 +132,18 @@ def _collector(quantizer: TensorQuantizer, spec: QuantSpec, memo: AmaxMemo | Non
     return HistogramCollector(spec, quantizer.calibrator, memo)
 
 
-def _combine_ranks(model: nn.Module, collectors: Mapping[TensorQuantizer, AmaxCollector]) -> None:
+def _combine_ranks(
+    model: nn.Module,
+    collectors: Mapping[TensorQuantizer, AmaxCollector],
+    names: Mapping[str, TensorQuantizer] | None = None,
+) -> None:
     """Let collectors have seen what those of other ranks have, where ranks see parts of the same tensors."""
     if plugins().rank_groups(model):
-        from octavo.core.calibration.reduction import groups_of_quantizers, reduce_maxima
+        from octavo.core.calibration.reduction import fill_unrouted, groups_of_quantizers, reduce_maxima
 
-        reduce_maxima(collectors, groups_of_quantizers(model))
+        groups = groups_of_quantizers(model)
+        reduce_maxima(collectors, groups)
+        fill_unrouted(names or {}, collectors, groups)
 
 
 def _together(

@@ -5,13 +5,14 @@ All functions are collective: every rank of a group calls them for the same quan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from octavo.core.calibration.collectors import AmaxCollector
+from octavo.core.calibration.experts import EXPERT
 from octavo.core.calibration.histogram import HistogramCollector
 from octavo.core.errors import UnsupportedError
 from octavo.core.model.rank_groups import RankGroups
@@ -20,6 +21,7 @@ from octavo.core.plugins import plugins
 from octavo.core.quantizers import TensorQuantizer
 
 Groups = tuple[dist.ProcessGroup, ...]
+_EXACT = ("max",)
 _UNSEEN = -1.0  # below every magnitude
 
 
@@ -78,6 +80,51 @@ def _share_among_rows(collector: AmaxCollector, groups: RankGroups) -> None:
     for role in groups.rows.rows_per_group:
         index = groups.rows.index(role).to(collector.amax.device)
         collector.amax[index] = collector.amax[index].amax()
+
+
+def fill_unrouted(
+    names: Mapping[str, TensorQuantizer],
+    collectors: Mapping[TensorQuantizer, AmaxCollector],
+    groups: Mapping[TensorQuantizer, RankGroups],
+) -> None:
+    """Give input quantizers of experts that no token reached the largest of all ranks' other experts.
+
+    Experts of one rank alone are seen to by `amax_of_unrouted`, by the same rule.
+
+    Args:
+        names: The quantizers that wait for calibration, by name.
+        collectors: What they have seen.
+        groups: Their groups.
+    """
+    experts: dict[tuple[str, str, tuple[int, ...]], list[TensorQuantizer]] = {}
+    for name, quantizer in names.items():
+        match = EXPERT.fullmatch(name)
+        if match is not None and quantizer in groups and groups[quantizer].siblings:
+            shape = tuple(quantizer.state_tensors()[0].shape)
+            experts.setdefault((match["experts"], match["own"], shape), []).append(quantizer)
+    for quantizers in experts.values():
+        maxima = [_Maximum(collectors[quantizer], "amax", quantizer) for quantizer in quantizers]
+        largest = torch.stack([maximum.get() for maximum in maxima]).amax(0)
+        for group in groups[quantizers[0]].siblings:
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+        for quantizer, maximum in zip(quantizers, maxima, strict=True):
+            if collectors[quantizer].amax is None:
+                maximum.set(largest.clone())
+
+
+def check_ranks(model: nn.Module, methods: Iterable[str]) -> None:
+    """Refuse algorithms that would choose on each rank by what that one sees.
+
+    Raises:
+        UnsupportedError: ranks see parts of the same tensors, and an algorithm is not `max`; it is named.
+    """
+    others = [method for method in methods if method not in _EXACT]
+    if others and any(one.all for one in groups_of_quantizers(model).values()):
+        raise UnsupportedError(
+            f"the algorithm {others[0]!r} is not available where ranks share a model's layers or its data: each would "
+            f"choose by its own part. Use {_EXACT[0]!r}, or calibrate where tensor and data parallelism are 1, and "
+            "load that checkpoint"
+        )
 
 
 class _Maximum:

@@ -31,6 +31,7 @@ from octavo.core.calibration.support import check_supported
 from octavo.core.console import track
 from octavo.core.errors import CalibrationError
 from octavo.core.graph.evaluating import evaluating
+from octavo.core.plugins import plugins
 
 Rows = list[dict[str, Any]]
 
@@ -65,6 +66,10 @@ def run_algorithms(
         UnsupportedError: an algorithm does not know a format, or blocks cannot run one after the other.
     """
     check_supported(model, algorithms)
+    if plugins().rank_groups(model):
+        from octavo.core.calibration.reduction import check_ranks  # only for models that ranks share
+
+        check_ranks(model, [algorithm.method for algorithm in algorithms])
     groups = tuple(tuple(group) for group in groups)
     layerwise = next((a.layerwise for a in algorithms if a.layerwise.enable), None)
     run = None if forward_loop is None else lambda: run_forward_loop(model, forward_loop, quiet)

@@ -21,6 +21,7 @@ class RankGroups:
         samples: Groups whose ranks see the tensor for other samples (data and context parallelism).
         parts: Groups whose ranks see other parts of the tensor (tensor parallelism), each with the dim that is
             divided, counted from the end.
+        siblings: Groups whose ranks have other experts beside the one whose input this is.
         num_dims: Number of dims of the tensor, by which formats' axes count.
         rows: What the rows of a fused weight are, where those of one role have one scale, on all ranks; such scales are
             one for each row. None where scales are shared by nothing but the format.
@@ -28,12 +29,13 @@ class RankGroups:
 
     samples: tuple[ProcessGroup, ...] = ()
     parts: tuple[tuple[ProcessGroup, int], ...] = ()
+    siblings: tuple[ProcessGroup, ...] = ()
     num_dims: int = 2
     rows: RowSegments | None = None
 
     @property
     def all(self) -> tuple[ProcessGroup, ...]:
-        """All groups: those whose ranks together see every value."""
+        """The groups whose ranks together see every value."""
         return (*self.samples, *(group for group, _ in self.parts))
 
     def of_scales(self, spec: QuantSpec) -> tuple[ProcessGroup, ...]:

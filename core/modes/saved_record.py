@@ -61,24 +61,36 @@ def read_record(directory: Path) -> SavedRecord:
     path, in_config = directory / RECORD_NAME, _record_in_config(directory)
     try:
         data = in_config if in_config is not None else read_json(path)
-        version = part(data, "version", int, str(path))
+        part(data, "version", int, str(path))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; give a folder that octavo.save wrote") from error
+    records = modes_of(data, str(path))
+    if in_config is not None:
+        return SavedRecord(records, {}, is_framework=True)
+    return SavedRecord(records, part(data, "aliases", dict, str(path)))
+
+
+def modes_of(data: Any, where: str) -> tuple[ModeRecord, ...]:
+    """Return the records of `describe_modes`, read from JSON; `where` says where they were found.
+
+    Raises:
+        CheckpointError: a part is missing or of another kind.
+        ModeError: it is of a newer version, or has a mode that is unknown.
+    """
+    version = part(data, "version", int, where)
     if version != RECORD_VERSION:
         raise ModeError(
-            f"{path} has version {version}; this Octavo reads version {RECORD_VERSION}. Upgrade it"
+            f"{where} has version {version}; this Octavo reads version {RECORD_VERSION}. Upgrade it"
         )
-    modes = part(data, "modes", list, str(path))
-    records = tuple(ModeRecord.from_json(mode, f"{path}: modes[{n}]") for n, mode in enumerate(modes))
+    modes = part(data, "modes", list, where)
+    records = tuple(ModeRecord.from_json(mode, f"{where}: modes[{n}]") for n, mode in enumerate(modes))
     for record in records:
         newest = mode_named(record.mode).version
         if record.version > newest:
             raise ModeError(
                 f"mode {record.mode!r} has version {record.version}; this Octavo reads up to {newest}"
             )
-    if in_config is not None:
-        return SavedRecord(records, {}, is_framework=True)
-    return SavedRecord(records, part(data, "aliases", dict, str(path)))
+    return records
 
 
 def _record_in_config(directory: Path) -> dict[str, Any] | None:
