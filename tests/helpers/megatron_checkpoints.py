@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import octavo
+
 VOCABULARY = 66  # which 4 does not divide
 LAYOUTS = {
     "tp1": {},
@@ -52,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "n_head": 4,
     },
 }
+FORMATS = {"fp8": octavo.FP8_DEFAULT_CFG, "nvfp4": octavo.NVFP4_DEFAULT_CFG}
 TOKENS = torch.randint(1, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))
 
 
