@@ -58,7 +58,7 @@ class Site:
 
 
 def weight_sites(original: Original, layers: Mapping[str, Any]) -> list[Site]:
-    """Return the parameters that quantized Megatron layers are, attention left out.
+    """Return the parameters that quantized Megatron layers are; attention and norms, which have none, are left out.
 
     Raises:
         UnsupportedError: a quantized layer has no counterpart.
@@ -66,7 +66,7 @@ def weight_sites(original: Original, layers: Mapping[str, Any]) -> list[Site]:
     places = original.skeleton.layout.places()
     sites: dict[str, Site] = {}
     unknown = []
-    for layer in sorted(name for name in layers if not name.endswith(CORE_ATTENTION)):
+    for layer in sorted(name for name, one in layers.items() if "weight_quantizer" in one["quantizers"]):
         tensor = original.tensors.get(f"{layer}.weight")
         if tensor is None:
             unknown.append(layer)
