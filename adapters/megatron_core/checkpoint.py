@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,26 @@ def load(model: nn.Module, directory: str | Path) -> nn.Module:
         CheckpointError: this is no distributed checkpoint, it is damaged, or tensors do not fit the model.
         ModeError: `model` has modes already, or lacks a recorded layer.
     """
+    _check_plain(model)
+    with _plain_again_on_failure(model):
+        attach_modes_of(model, directory)
+        _load_tensors(model, Path(directory))
+    return model
+
+
+def attach_modes_of(model: nn.Module, directory: str | Path) -> None:
+    """Give a plain model the structure that a checkpoint's record says, uncalibrated, for a script that loads it.
+
+    The checkpoint of a plain model changes nothing. Collective; all else as in `load`.
+    """
+    _check_plain(model)
+    stored = _stored_tensors(Path(directory))
+    if KEY in stored:
+        with _plain_again_on_failure(model):
+            _attach(model, Path(directory), stored[KEY])
+
+
+def _check_plain(model: nn.Module) -> None:
     check_version()
     check_unwrapped(model)
     if history(model):
@@ -94,18 +114,17 @@ def load(model: nn.Module, directory: str | Path) -> nn.Module:
             f"the model has modes already: {', '.join(r.mode for r in history(model))}; load into a plain one, which "
             "gets those of the checkpoint"
         )
-    directory = Path(directory)
-    stored = _stored_tensors(directory)
+
+
+@contextmanager
+def _plain_again_on_failure(model: nn.Module) -> Iterator[None]:
     try:
-        if KEY in stored:
-            _attach(model, directory, stored[KEY])
-        _load_tensors(model, directory, stored)
+        yield
     except BaseException:
         for record in reversed(history(model)):
             mode_named(record.mode).undo(model)
         set_history(model, ())
         raise
-    return model
 
 
 def _attach(model: nn.Module, directory: Path, stored: Any) -> None:
@@ -121,9 +140,10 @@ def _attach(model: nn.Module, directory: Path, stored: Any) -> None:
         mode_named(record.mode).restore(model, record.state)
 
 
-def _load_tensors(model: nn.Module, directory: Path, stored: Mapping[str, Any]) -> None:
+def _load_tensors(model: nn.Module, directory: Path) -> None:
     from megatron.core import dist_checkpointing
 
+    stored = _stored_tensors(directory)
     content = dist_checkpointing.load_content_metadata(str(directory)) or {}
     sharded = _sharded(model, content)
     sharded.pop(KEY, None)

@@ -35,7 +35,8 @@ def check_version() -> None:
     if numbers > NEWEST_TESTED:
         say(
             f"warning: megatron-core {found} is newer than {_spelled(NEWEST_TESTED)}, the newest that was tested; "
-            "compare a quantized model's outputs before you trust it"
+            "compare a quantized model's outputs before you trust it",
+            quiet=False,
         )
 
 

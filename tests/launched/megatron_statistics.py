@@ -161,7 +161,7 @@ def refused() -> dict[str, str]:
             spoiled.decoder.layers[1].mlp.linear_fc2.weight[0, 0] = torch.nan
     return {
         "blocks": refusal(lambda: octavo.quantize(model, int4, quiet=True)),
-        "awq": refusal(lambda: octavo.quantize(model, octavo.INT8_SMOOTHQUANT_CFG, loop, quiet=True)),
+        "smoothquant": refusal(lambda: octavo.quantize(model, octavo.INT8_SMOOTHQUANT_CFG, loop, quiet=True)),
         "nan": of_all_ranks(
             refusal(lambda: octavo.quantize(spoiled, octavo.FP8_DEFAULT_CFG, loop, quiet=True))
         ),
