@@ -90,14 +90,18 @@ def export_huggingface(
                 stack.enter_context(blocks.materialized(block))
         else:
             stack.enter_context(blocks_from(source.skeleton.model, blocks))
-        return plugins().exporter(exporter).export(
-            source.skeleton.model,
-            Path(export_dir),
-            tokenizer=source.tokenizer(),
-            overwrite=overwrite,
-            max_shard_bytes=max_shard_bytes,
-            quiet=quiet,
-            target=target,
+        return (
+            plugins()
+            .exporter(exporter)
+            .export(
+                source.skeleton.model,
+                Path(export_dir),
+                tokenizer=source.tokenizer(),
+                overwrite=overwrite,
+                max_shard_bytes=max_shard_bytes,
+                quiet=quiet,
+                target=target,
+            )
         )
 
 

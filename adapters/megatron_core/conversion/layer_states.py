@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.adapters.megatron_core.conversion.local import whole_name
 from octavo.adapters.megatron_core.conversion.messages import of_all_ranks
 from octavo.adapters.megatron_core.conversion.shares import Share
 from octavo.adapters.megatron_core.layers import QuantParallelLinear
+from octavo.adapters.megatron_core.names import global_names
 from octavo.adapters.megatron_core.sharded_state import divided_dim
 from octavo.core.calibration.layer_records import describe_quantizers
 from octavo.core.errors import UnsupportedError
@@ -34,9 +34,9 @@ def quantized_layers_of_all_ranks(chunks: Sequence[nn.Module]) -> dict[str, dict
     """
     own: dict[str, dict[str, Any]] = {}
     for chunk in chunks:
-        modules, described = dict(chunk.named_modules()), describe_quantizers(chunk)
+        names, described = global_names(chunk), describe_quantizers(chunk)
         for name, layer in quantized_layers(chunk):
-            own[whole_name(name, modules)] = _described(name, layer, described[name])
+            own[names[name]] = _described(name, layer, described[name])
     found: dict[str, dict[str, Any]] = {}
     for layers in of_all_ranks(own):
         found |= layers
@@ -47,13 +47,12 @@ def quantizer_tensors(chunks: Sequence[nn.Module]) -> dict[str, tuple[Tensor, Sh
     """Return the tensors of a rank's quantizers, those that are not calibrated left out, by their whole names."""
     found: dict[str, tuple[Tensor, Share]] = {}
     for chunk in chunks:
-        modules = dict(chunk.named_modules())
+        names = global_names(chunk)
         for name, layer in quantized_layers(chunk):
-            whole = whole_name(name, modules)
             for own, (tensor, dim) in _tensors(layer).items():
                 group = getattr(layer, "tp_group", None)
                 place = (0, 1) if dim is None or group is None else (group.rank(), group.size())
-                found[f"{whole}.{own}"] = (tensor, Share.of(tensor, *place))
+                found[f"{names[name]}.{own}"] = (tensor, Share.of(tensor, *place))
     return found
 
 

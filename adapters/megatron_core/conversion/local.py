@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from octavo.adapters.megatron_core.names import global_names
 from octavo.core.quantizers import TensorQuantizer
 
-# Transformer Engine's names for what the local layer spec calls otherwise.
+# Transformer Engine's names of what the local layer spec calls otherwise.
 _RENAMED = (
-    (re.compile(r"self_attention\.linear_qkv\.layer_norm_(weight|bias)"), r"input_layernorm.\1"),
-    (re.compile(r"mlp\.linear_fc1\.layer_norm_(weight|bias)"), r"pre_mlp_layernorm.\1"),
-    (re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)"), r"mlp.experts.local_experts.\2.\1.weight"),
+    (re.compile(r"self_attention\.linear_qkv\.layer_norm_(weight|bias)$"), r"input_layernorm.\1"),
+    (re.compile(r"mlp\.linear_fc1\.layer_norm_(weight|bias)$"), r"pre_mlp_layernorm.\1"),
 )
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
-_EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -47,33 +45,21 @@ def local_tensors(chunks: Sequence[nn.Module]) -> dict[str, LocalTensor]:
     """Return the parameters of a rank by their names in the whole model; those of quantizers are left out."""
     found: dict[str, LocalTensor] = {}
     for chunk in chunks:
-        modules = dict(chunk.named_modules())
-        for module_name, module in modules.items():
-            if isinstance(module, TensorQuantizer):
-                continue
-            for own, parameter in module.named_parameters(recurse=False):
-                name = whole_name(f"{module_name}.{own}", modules)
-                found[name] = LocalTensor(parameter, *_rank_in(module))
+        names = global_names(chunk)
+        for module_name, module in chunk.named_modules():
+            if not isinstance(module, TensorQuantizer):
+                for own, parameter in module.named_parameters(recurse=False):
+                    found[_renamed(f"{names[module_name]}.{own}")] = LocalTensor(parameter, *_rank_in(module))
     return found
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def _rank_in(layer: Any) -> tuple[int, int]:
     """Return (rank, ranks) of the group that divides a layer; layers without one are whole."""
     group = getattr(layer, "tp_group", None)
     return (0, 1) if group is None else (group.rank(), group.size())
-
-
-def whole_name(name: str, modules: Mapping[str, Any]) -> str:
-    """Return a name with layers and experts counted over all ranks; `modules` are those of the rank, by name."""
-    for pattern, replacement in _RENAMED:
-        name = pattern.sub(replacement, name)
-    layer = _LAYER.match(f"{name}.")
-    if layer is None:
-        return name
-    block = modules[layer[0].removesuffix(".")]
-    rest = f"{name}."[layer.end() :]
-    expert = _EXPERT.search(f".{rest}")
-    if expert is not None:
-        number = block.mlp.local_expert_indices[int(expert[1])]
-        rest = rest.replace(f"local_experts.{expert[1]}.", f"local_experts.{number}.", 1)
-    return f"decoder.layers.{block.layer_number - 1}.{rest}".removesuffix(".")
