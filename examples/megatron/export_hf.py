@@ -21,7 +21,7 @@ from octavo.adapters.megatron_core.conversion import export_huggingface, import_
 def main() -> None:
     options = arguments(__doc__, out="")
     with joined(options.tp, options.pp) as rank:
-        batches = windows(options.model, "calibration.jsonl", 8)
+        batches = windows(options.model, "calibration.jsonl", 4)
         model = import_huggingface(options.model).eval()
         octavo.quantize(model, FORMATS[options.format], calibration(batches), quiet=True)
         with tempfile.TemporaryDirectory() as temporary:

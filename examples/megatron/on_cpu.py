@@ -5,6 +5,7 @@ The other scripts of this folder call `on_cpu` where torch finds no GPU. Nothing
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -24,6 +25,7 @@ class CudaToCpu(TorchFunctionMode):
 
 def on_cpu() -> None:
     """Change torch and Megatron-core in this process, before either is used."""
+    warnings.filterwarnings("ignore", module=r"megatron\..*")  # of what is not installed without GPUs
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.synchronize = lambda *_, **__: None
     torch.cuda.Stream = torch.cuda.Event = torch.cuda.stream = torch.cuda.current_stream = MagicMock()

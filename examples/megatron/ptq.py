@@ -15,9 +15,9 @@ def main() -> None:
     options = arguments(__doc__)
     with joined(options.tp, options.pp) as rank:
         model = import_huggingface(options.model).eval()
-        texts = windows(options.model, "test.jsonl", 8)
+        texts = windows(options.model, "test.jsonl", 4)
         before = perplexity(model, texts)
-        data = calibration(windows(options.model, "calibration.jsonl", 8))
+        data = calibration(windows(options.model, "calibration.jsonl", 4))
         octavo.quantize(model, FORMATS[options.format], data, quiet=rank > 0)
         after = perplexity(model, texts)
         if rank == 0:

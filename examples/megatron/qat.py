@@ -21,8 +21,8 @@ def main() -> None:
     options = arguments(__doc__, steps=20, out="")
     with joined(options.tp, options.pp) as rank:
         batches, texts = (
-            windows(options.model, "calibration.jsonl", 8),
-            windows(options.model, "test.jsonl", 8),
+            windows(options.model, "calibration.jsonl", 4),
+            windows(options.model, "test.jsonl", 4),
         )
         model = import_huggingface(options.model).eval()
         octavo.quantize(model, FORMATS[options.format], calibration(batches), quiet=rank > 0)
