@@ -19,14 +19,16 @@ def apply_after(model: nn.Module) -> None:
     """
     from megatron.core.transformer.mlp import MLP
 
-    for module in model.modules():
-        if isinstance(module, MLP) and isinstance(module.linear_fc2, QuantParallelLinear):
-            if getattr(module.linear_fc2, "is_expert", False) and _HOOKS not in module.__dict__:
-                waiting: list[Tensor | None] = []
-                module.__dict__[_HOOKS] = (
-                    module.register_forward_pre_hook(_keeper(waiting), with_kwargs=True),
-                    module.register_forward_hook(_multiplier(waiting)),
-                )
+    experts = [
+        module for module in model.modules() if isinstance(module, MLP) and _is_quantized(module.linear_fc2)
+    ]
+    for expert in experts:
+        if _HOOKS not in expert.__dict__:
+            waiting: list[Tensor | None] = []
+            expert.__dict__[_HOOKS] = (
+                expert.register_forward_pre_hook(_keeper(waiting), with_kwargs=True),
+                expert.register_forward_hook(_multiplier(waiting)),
+            )
 
 
 def apply_before(model: nn.Module) -> None:
@@ -34,6 +36,10 @@ def apply_before(model: nn.Module) -> None:
     for module in model.modules():
         for hook in module.__dict__.pop(_HOOKS, ()):
             hook.remove()
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantParallelLinear) and bool(getattr(layer, "is_expert", False))
 
 
 def _keeper(waiting: list[Tensor | None]) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -54,7 +54,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "n_head": 4,
     },
 }
-FORMATS = {"fp8": octavo.FP8_DEFAULT_CFG, "nvfp4": octavo.NVFP4_DEFAULT_CFG}
+FORMATS = {
+    "fp8": octavo.FP8_DEFAULT_CFG,
+    "fp8_kv": octavo.merge_configs(octavo.FP8_DEFAULT_CFG, octavo.FP8_KV_CFG),
+    "nvfp4": octavo.NVFP4_DEFAULT_CFG,
+    "int8_rows": {
+        "quant_cfg": {"*weight_quantizer": {"num_bits": 8, "axis": 0}, "default": {"enable": False}},
+        "algorithm": "max",
+    },
+}
 TOKENS = torch.randint(1, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))
 
 
@@ -71,10 +79,14 @@ def model_of(kind: str, **changes: Any) -> nn.Module:
     return model
 
 
-def saved(kind: str, folder: Path, **changes: Any) -> Path:
+def save(kind: str, folder: Path, **changes: Any) -> None:
     """Write such a model's checkpoint and its logits for `TOKENS` beside it."""
     model = model_of(kind, **changes)
     model.save_pretrained(folder)
     with torch.no_grad():
         save_file({"logits": model(TOKENS).logits}, folder / "logits.st")
-    return folder
+
+
+def tensors_of(folder: Path, pattern: str = "model*.safetensors") -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint's shards."""
+    return {name: tensor for path in folder.glob(pattern) for name, tensor in load_file(path).items()}

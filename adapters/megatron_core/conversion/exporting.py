@@ -29,6 +29,7 @@ from octavo.core.model.shards import check_shard_limit
 from octavo.core.modes.record import last_record
 from octavo.core.plugins import plugins
 
+_BY_BLOCKS = ("unified_hf", "compressed_tensors")
 _OTHER_MODES = ("fold_weight", "compress")
 
 
@@ -37,19 +38,19 @@ def export_huggingface(
     original: str | Path,
     export_dir: str | Path,
     exporter: str = "unified_hf",
-    target: str | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = 5_000_000_000,
-    quiet: bool = False,
+    **options: Any,
 ) -> ExportReport | None:
     """Write a Megatron-core model as a Hugging Face checkpoint, quantized if the model is. All ranks call this.
 
-    Rank 0 asks for each block as it writes it: it has two blocks and one shard in memory beside its own part of the
-    model and the scales of all layers, the other ranks a copy of one tensor. Factors on inputs (SmoothQuant, AWQ) may
-    be folded into weights all over the model: rank 0 then gathers all of it.
-
     A quantized model is written by an exporter as its Hugging Face model would be, quantized in the same way; a plain
     one with the bytes that the ranks hold.
+
+    Rank 0 asks for each block when it writes it: beside its own part of the model and the scales of all layers it has
+    two blocks and one shard in memory, the other ranks a copy of one tensor. Rank 0 gathers the whole model where
+    factors on inputs (SmoothQuant, AWQ) may be folded into weights all over it, and for exporters that do not write
+    block by block (`tensorrt_llm`).
 
     Args:
         model: This rank's part, in wrappers or not; of interleaved pipelines several.
@@ -57,10 +58,9 @@ def export_huggingface(
             imported from, say. Its weights are not read.
         export_dir: A new or empty folder, which rank 0 can write.
         exporter: Name of the exporter, for a quantized model.
-        target: Engine that will serve the checkpoint, as in `octavo.export_hf_checkpoint`.
         overwrite: Replace a folder that Octavo wrote.
-        max_shard_bytes: Start a new shard rather than exceed this.
-        quiet: Print no warnings; they are in the report.
+        max_shard_bytes: Start a new shard rather than exceed this; `tensorrt_llm` writes a file for each rank.
+        options: Of the exporter, for a quantized model: `target`, `quiet`, `inference_tensor_parallel`, …
 
     Returns:
         The report on rank 0, None on the others.
@@ -79,30 +79,21 @@ def export_huggingface(
     if dist.get_rank() != 0:
         shared.serve()
         return None
+    whole, directory = source.skeleton.model, Path(export_dir)
     with shared.led(), torch.no_grad(), ExitStack() as stack:
         blocks = GatheredBlocks(source, shared)
         if not layers:
-            stack.enter_context(blocks_from(source.skeleton.model, blocks))
-            return write_plain(source, Path(export_dir), overwrite, max_shard_bytes)
+            stack.enter_context(blocks_from(whole, blocks))
+            return write_plain(source, directory, overwrite, max_shard_bytes)
         attach_gathered(source, layers, shared, _config_of(chunks))
-        if any(FACTOR in stage for stage in _stages(layers)):
+        if exporter in _BY_BLOCKS:
+            options = {"tokenizer": source.tokenizer(), "max_shard_bytes": max_shard_bytes, **options}
+        if exporter in _BY_BLOCKS and not any(FACTOR in stage for stage in _stages(layers)):
+            stack.enter_context(blocks_from(whole, blocks))
+        else:
             for block in list(blocks.blocks()):
                 stack.enter_context(blocks.materialized(block))
-        else:
-            stack.enter_context(blocks_from(source.skeleton.model, blocks))
-        return (
-            plugins()
-            .exporter(exporter)
-            .export(
-                source.skeleton.model,
-                Path(export_dir),
-                tokenizer=source.tokenizer(),
-                overwrite=overwrite,
-                max_shard_bytes=max_shard_bytes,
-                quiet=quiet,
-                target=target,
-            )
-        )
+        return plugins().exporter(exporter).export(whole, directory, overwrite=overwrite, **options)
 
 
 def shared_tensors(chunks: Sequence[nn.Module], original: str | Path) -> tuple[Original, SharedTensors]:
