@@ -59,7 +59,11 @@ FORMATS = {
     "fp8_kv": octavo.merge_configs(octavo.FP8_DEFAULT_CFG, octavo.FP8_KV_CFG),
     "nvfp4": octavo.NVFP4_DEFAULT_CFG,
     "int8_rows": {
-        "quant_cfg": {"*weight_quantizer": {"num_bits": 8, "axis": 0}, "default": {"enable": False}},
+        "quant_cfg": {
+            "*weight_quantizer": {"num_bits": 8, "axis": 0},
+            **{f"*{name}*": {"enable": False} for name in ("embed_tokens", "lm_head", "output_layer")},
+            "default": {"enable": False},
+        },
         "algorithm": "max",
     },
 }

@@ -14,7 +14,7 @@ from octavo.adapters.megatron_core.layers import QuantParallelLinear
 from octavo.adapters.megatron_core.names import global_names
 from octavo.adapters.megatron_core.sharded_state import divided_dim
 from octavo.core.calibration.layer_records import describe_quantizers
-from octavo.core.errors import UnsupportedError
+from octavo.core.errors import UnsupportedError, listed
 from octavo.core.formats import PerTensor, QuantSpec
 from octavo.core.modules import QuantModule, quantized_layers
 from octavo.core.quantizers import TensorQuantizer
@@ -40,6 +40,8 @@ def quantized_layers_of_all_ranks(chunks: Sequence[nn.Module]) -> dict[str, dict
     found: dict[str, dict[str, Any]] = {}
     for layers in of_all_ranks(own):
         found |= layers
+    if problems := [layer["problem"] for layer in found.values() if layer["problem"]]:
+        raise UnsupportedError(f"{listed(problems, 2)}, which is not exported from Megatron-core models yet")
     return found
 
 
@@ -65,14 +67,18 @@ def _described(name: str, layer: QuantModule, described: Mapping[str, Any]) -> d
     divided = {own: dim for own, (_, dim) in _tensors(layer).items() if dim is not None}
     has_row_scales = getattr(layer, "row_segments", None) is not None
     quantizers = dict(described["quantizers"])
-    for quantizer, stages in layer.quantizers().items():
-        for stage in stages.stages():
-            _check(f"{name}.{quantizer}", stage)
+    problems = [
+        f"{name}.{quantizer} has {problem}"
+        for quantizer, stages in layer.quantizers().items()
+        for stage in stages.stages()
+        for problem in _problems(stage)
+    ]
     if has_row_scales:
         quantizers["weight_quantizer"] = [
             {**stage, "spec": _of_one_scale(stage["spec"])} for stage in quantizers["weight_quantizer"]
         ]
-    return {**described, "quantizers": quantizers, "divided": divided, "has_row_scales": has_row_scales}
+    more = {"divided": divided, "has_row_scales": has_row_scales, "problem": ", ".join(problems)}
+    return {**described, "quantizers": quantizers, **more}
 
 
 def _of_one_scale(spec: dict[str, Any]) -> dict[str, Any]:
@@ -95,18 +101,12 @@ def _tensors(layer: QuantModule) -> dict[str, tuple[Tensor, int | None]]:
     return found
 
 
-def _check(name: str, stage: TensorQuantizer) -> None:
-    """Refuse what has no place in the records.
-
-    Raises:
-        UnsupportedError: the quantizer has it; it is named.
-    """
+def _problems(stage: TensorQuantizer) -> list[str]:
+    """Return what a quantizer has that is not gathered; said to all ranks, so that all of them refuse it."""
     problems = {
         "a low-rank correction": stage.low_rank_down is not None,
         "a bias": stage.bias is not None,
         "a rotation": stage.rotation is not None,
         "scales that are still learned": stage.amax_shift is not None,
     }
-    found = [what for what, is_there in problems.items() if is_there]
-    if found:
-        raise UnsupportedError(f"{name} has {found[0]}, which is not exported from Megatron-core models yet")
+    return [what for what, is_there in problems.items() if is_there]

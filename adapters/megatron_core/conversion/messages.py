@@ -47,4 +47,4 @@ def _encoded(value: Any) -> Tensor:
 
 
 def _decoded(data: Tensor) -> Any:
-    return json.loads(bytes(data.cpu().tolist()).decode())
+    return json.loads(data.cpu().numpy().tobytes().decode())

@@ -14,14 +14,13 @@ from transformers import AutoModelForCausalLM
 
 import octavo
 from helpers.launcher import run_on_ranks
-from helpers.megatron_checkpoints import FORMATS, TOKENS, save, tensors_of
+from helpers.megatron_checkpoints import FORMATS, MODELS, TOKENS, save, tensors_of
 
 PLAIN = [
     ["llama", "tp2pp2"],
     ["qwen2", "pp2"],
     ["qwen3", "tp4"],
     ["mixtral", "ep2"],
-    ["qwen3_moe", "tp2"],
     ["gpt2", "tp2"],
 ]
 QUANTIZED = [
@@ -39,7 +38,7 @@ pytestmark = pytest.mark.launcher
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Path:
     folder = tmp_path_factory.mktemp("conversion")
-    for kind, _ in PLAIN:
+    for kind in MODELS:
         save(kind, folder / kind)
     save("llama", folder / "wide", intermediate_size=192)
     save("llama", folder / "three_heads", num_attention_heads=3, num_key_value_heads=3, hidden_size=48)
