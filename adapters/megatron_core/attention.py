@@ -42,6 +42,7 @@ class QuantCoreAttention(QuantAttention):
         for name, quantizer in self.quantizers().items():
             quantizer.state_dict(destination=state, prefix=f"{name}.", keep_vars=True)
         group = ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"]
-        return found | make_sharded_tensors_for_checkpoint(
+        found |= make_sharded_tensors_for_checkpoint(
             state, prefix, {}, sharded_offsets, tp_group=self.tp_group, dp_cp_group=group
         )
+        return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from octavo.core.console import say
@@ -9,6 +11,7 @@ from octavo.core.errors import UnsupportedError
 
 OLDEST = (0, 14)
 NEWEST_TESTED = (0, 16)
+_REFUSED = ("fp8", "fp4", "delay_wgrad_compute", "virtual_pipeline_model_parallel_size")
 _WRAPPERS = (
     "DistributedDataParallel",
     "FullyShardedDataParallel",
@@ -50,6 +53,21 @@ def check_unwrapped(model: nn.Module) -> None:
         raise UnsupportedError(
             f"a {type(model).__name__} wraps the model; quantize the model inside it "
             "(megatron.core.utils.unwrap_model), which may also be done before it is wrapped"
+        )
+
+
+def check_settings(model: nn.Module) -> None:
+    """Refuse settings that quantized layers would pass over, or that checkpoints would not survive.
+
+    Raises:
+        UnsupportedError: one is on; it is named with its value.
+    """
+    config: Any = getattr(model, "config", None)
+    on = [name for name in _REFUSED if getattr(config, name, None)]
+    if on:
+        raise UnsupportedError(
+            f"the model's config has {', '.join(f'{name}={getattr(config, name)!r}' for name in on)}, which is not "
+            "available with quantized layers; turn it off (formats are chosen by Octavo's own config)"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from octavo.adapters.megatron_core.sharded_state import sharded_quantizers
+from octavo.adapters.megatron_core.sharded_state import sharded_quantizers, tensor_group
 from octavo.core.errors import UnsupportedError
 from octavo.core.model.segments import RowSegments
 from octavo.core.modules import QuantModule, WeightSlot, quantized_linear
@@ -42,6 +42,11 @@ class QuantParallelLinear(QuantModule):
     input_quantizer: Quantizer
     weight_quantizer: Quantizer
     output_quantizer: Quantizer
+
+    @property
+    def ranks(self) -> Any:
+        """The process group of the ranks that share the layer."""
+        return tensor_group(self)
 
     @classmethod
     def rank_shape(cls, layer: nn.Module) -> tuple[int, int]:
@@ -79,8 +84,10 @@ class QuantParallelLinear(QuantModule):
 
         Megatron-core hands over how, by keyword.
         """
-        x = self._communicated(input, **kwargs)
-        bias = kwargs.get("bias")
+        return self.quantized_product(self._communicated(input, **kwargs), weight, kwargs.get("bias"))
+
+    def quantized_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `linear(input_quantizer(x), weight_quantizer(weight), bias)` and the weight's low-rank correction."""
         output = quantized_linear(x, self.input_quantizer, weight, self.weight_quantizer, bias)
         correction = low_rank_output(x, self.input_quantizer, self.weight_quantizer)
         return output if correction is None else output + correction

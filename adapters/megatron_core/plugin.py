@@ -33,8 +33,13 @@ def plugin_info() -> PluginInfo:
 def quantized_classes() -> Mapping[str, str]:
     """Return the quantized classes of parallel linear layers, experts' among them, and of core attention."""
     layers, ours = "megatron.core.tensor_parallel.layers", "octavo.adapters.megatron_core.layers"
+    engine = "megatron.core.extensions.transformer_engine"
     attention = "megatron.core.transformer.dot_product_attention:DotProductAttention"
     return {
+        **{
+            f"{engine}:{name}": f"octavo.adapters.megatron_core.te_layers:Quant{name}"
+            for name in ("TEColumnParallelLinear", "TELayerNormColumnParallelLinear", "TERowParallelLinear")
+        },
         attention: "octavo.adapters.megatron_core.attention:QuantCoreAttention",
         f"{layers}:ColumnParallelLinear": f"{ours}:QuantColumnParallelLinear",
         f"{layers}:RowParallelLinear": f"{ours}:QuantRowParallelLinear",
@@ -45,10 +50,11 @@ def quantized_classes() -> Mapping[str, str]:
 def check_model(model: nn.Module) -> None:
     """Refuse versions of Megatron-core that are too old, and what wraps a model."""
     if is_megatron_model(model):
-        from octavo.adapters.megatron_core.checks import check_unwrapped, check_version
+        from octavo.adapters.megatron_core.checks import check_settings, check_unwrapped, check_version
 
         check_version()
         check_unwrapped(model)
+        check_settings(model)
 
 
 @hookimpl

@@ -60,7 +60,7 @@ def _cut_blocks(name: str, layer: QuantParallelLinear) -> Iterator[str]:
             continue
         lengths = stage.spec.granularity.block_lengths(2)
         for what, size, length in (("rows", rows, lengths[0]), ("columns", columns, lengths[1])):
-            if size % length and (layer.tp_group.size() > 1 or what == "rows"):
+            if size % length and (layer.ranks.size() > 1 or what == "rows"):
                 yield f"{name} has {size} {what} on a rank, in blocks of {length}"
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from octavo.adapters.megatron_core.layers import QuantParallelLinear
 from octavo.adapters.megatron_core.names import global_names
-from octavo.adapters.megatron_core.sharded_state import factor_dim
+from octavo.adapters.megatron_core.sharded_state import factor_dim, tensor_group
 from octavo.adapters.megatron_core.texts import of_all_ranks, to_bytes
 from octavo.core.errors import CheckpointError, ModeError, listed
 from octavo.core.modes.record import ModeRecord, part
@@ -146,7 +146,7 @@ def _scale_shapes(name: str, module: nn.Module, layer: Mapping[str, Any], is_who
     quantized = type(module) if isinstance(module, QuantParallelLinear) else quantized_class(type(module))
     if quantized is None or not issubclass(quantized, QuantParallelLinear):
         return
-    ranks = cast(Any, module).tp_group.size()
+    ranks = tensor_group(module).size()
     for quantizer, stages in layer["quantizers"].items():
         for stage in stages:
             for factor in _FACTORS:

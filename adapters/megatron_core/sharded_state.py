@@ -36,7 +36,7 @@ def sharded_quantizers(
         prefix,
         {name: dim for name, (_, dim) in divided.items()},
         sharded_offsets,
-        tp_group=layer.tp_group,
+        tp_group=layer.ranks,
         dp_cp_group=metadata["dp_cp_group"],
     )
     if layer.is_gated:
@@ -47,6 +47,15 @@ def sharded_quantizers(
                     found[prefix + name], sharded_offsets, singles
                 )
     return found
+
+
+def tensor_group(layer: Any) -> Any:
+    """Return the process group of the ranks that share a layer, None where it is not shared.
+
+    Transformer Engine's experts communicate outside of their layers, whose own `tp_group` is None: Megatron-core keeps
+    the group beside that.
+    """
+    return getattr(layer, "_tp_group", getattr(layer, "tp_group", None))
 
 
 def divided_tensors(layer: QuantParallelLinear) -> Iterator[tuple[str, Tensor, int]]:

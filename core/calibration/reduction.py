@@ -157,7 +157,7 @@ def _reduce(groups: Groups, maxima: Sequence[_Maximum]) -> None:
     together = torch.cat(parts)
     for group in groups:
         dist.all_reduce(together, op=dist.ReduceOp.MAX, group=group)
-    for maximum, values in zip(maxima, together.split([len(part) for part in parts]), strict=True):
+    for maximum, values in zip(maxima, torch.split(together, [len(part) for part in parts]), strict=True):
         maximum.set(values.clone())
 
 

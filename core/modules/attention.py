@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -20,8 +20,14 @@ class QuantAttention(QuantModule):
     `quantize_output`.
     """
 
-    quantizer_names = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer", _PROBABILITIES, _OUTPUT)
-    on_demand = (_PROBABILITIES, _OUTPUT)
+    quantizer_names: ClassVar[tuple[str, ...]] = (
+        "q_bmm_quantizer",
+        "k_bmm_quantizer",
+        "v_bmm_quantizer",
+        _PROBABILITIES,
+        _OUTPUT,
+    )
+    on_demand: ClassVar[tuple[str, ...]] = (_PROBABILITIES, _OUTPUT)
     q_bmm_quantizer: Quantizer
     k_bmm_quantizer: Quantizer
     v_bmm_quantizer: Quantizer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import octavo
 from helpers import megatron_cpu as megatron
-from launched.common import ARGUMENTS, FOLDER, joined, of_all_ranks, report
+from launched.common import FOLDER, of_all_ranks
 from octavo.adapters import megatron_core
 from octavo.core.modes import history
 
@@ -81,10 +81,10 @@ def trip(
     metadata = options.pop("metadata", None)
     fields = {**(megatron.moe_fields() if options.pop("moe", False) else {}), **options}
     source = quantized(saved, config, **fields)
-    losses, state = megatron.run_schedule(source, BATCHES), state_of(source)
+    losses, state = megatron.run_schedule(source.eval(), BATCHES), state_of(source)
     megatron_core.save(source, FOLDER / f"{name}.1", metadata)
     other = megatron_core.load(plain(loaded, 99, **fields), FOLDER / f"{name}.1")
-    there, state_there = megatron.run_schedule(other, BATCHES), state_of(other)
+    there, state_there = megatron.run_schedule(other.eval(), BATCHES), state_of(other)
     megatron_core.save(other, FOLDER / f"{name}.2", metadata)
     back = megatron_core.load(plain(saved, 98, **fields), FOLDER / f"{name}.2")
     only_tp = not {"pp", "ep"} & (saved.keys() | loaded.keys())  # which draws the same weights
@@ -101,26 +101,23 @@ def trip(
 
 
 TWO, PIPE, ONE, EXPERTS = {"tp": 2}, {"pp": 2}, {}, {"ep": 2}
-TRIPS = {
-    "tp2_tp1": lambda n: trip(n, "fp8", TWO, ONE),
-    "tp1_tp2": lambda n: trip(n, "int8", ONE, TWO),
-    "tp1_tp2_blocks": lambda n: trip(n, "int4", ONE, TWO, metadata={"singleton_local_shards": True}),
-    "pp2_tp2_factors": lambda n: trip(n, "smoothquant", PIPE, TWO),
-    "pp2_tp2": lambda n: trip(n, "nvfp4", PIPE, TWO),
-    "tp2_pp2_some": lambda n: trip(n, "some", TWO, PIPE),
-    "ep2_tp1": lambda n: trip(n, "fp8", EXPERTS, ONE, moe=True),
-    "ep2_pp2": lambda n: trip(n, "int8", EXPERTS, PIPE, moe=True, metadata={"singleton_local_shards": True}),
-    "tp2pp2_tp2": lambda n: trip(n, "fp8", {"tp": 2, "pp": 2}, TWO),
-    "tp2pp2_pp2": lambda n: trip(n, "int8", {"tp": 2, "pp": 2}, PIPE),
-    "tp2ep2_pp2": lambda n: trip(n, "fp8", {"tp": 2, "ep": 2, "etp": 1}, PIPE, moe=True),
-}
 
 
-def main() -> None:
-    with joined():
-        megatron.on_cpu()
-        report(**{name: TRIPS[name](name) for name in ARGUMENTS})
-
-
-if __name__ == "__main__":  # saving starts processes, which import this file
-    main()
+def results() -> dict[str, Any]:
+    if torch.distributed.get_world_size() == 4:
+        both = {"tp": 2, "pp": 2}
+        return {
+            "tp2pp2_tp2": trip("tp2pp2_tp2", "fp8", both, TWO),
+            "tp2ep2_pp2": trip("tp2ep2_pp2", "fp8", {"tp": 2, "ep": 2, "etp": 1}, PIPE, moe=True),
+        }
+    singles = {"singleton_local_shards": True}
+    return {
+        "tp2_tp1": trip("tp2_tp1", "fp8", TWO, ONE),
+        "tp1_tp2": trip("tp1_tp2", "int8", ONE, TWO),
+        "tp1_tp2_blocks": trip("tp1_tp2_blocks", "int4", ONE, TWO, metadata=singles),
+        "pp2_tp2_factors": trip("pp2_tp2_factors", "smoothquant", PIPE, TWO),
+        "pp2_tp2": trip("pp2_tp2", "nvfp4", PIPE, TWO),
+        "tp2_pp2_some": trip("tp2_pp2_some", "some", TWO, PIPE),
+        "ep2_tp1": trip("ep2_tp1", "fp8", EXPERTS, ONE, moe=True),
+        "ep2_pp2": trip("ep2_pp2", "int8", EXPERTS, PIPE, moe=True, metadata=singles),
+    }

@@ -16,8 +16,10 @@ from torch import nn
 
 import octavo
 from helpers import megatron_cpu as megatron
-from launched.common import FOLDER, joined, of_all_ranks, refusal, report
+from launched.common import FOLDER, of_all_ranks, refusal
 from octavo.adapters import megatron_core
+from octavo.core.modes import history
+from octavo.core.modules import QuantModule
 
 BATCHES = [megatron.batch()]
 BLOCKS_OF_64 = {
@@ -58,7 +60,7 @@ def plain_megatron(saved: nn.Module, directory: Path) -> dict[str, Any]:
     asked = dist_checkpointing.load(sharded(model, content), str(directory), strict=StrictHandling.RETURN_ALL)
     return {
         "weights": all(torch.equal(weights[name], p) for name, p in model.named_parameters()),
-        "unexpected": sorted(key for key in asked[2] if "_extra_state" not in key),
+        "left_out": sorted(key for keys in asked[1:] for key in keys if "_extra_state" not in key),
     }
 
 
@@ -81,6 +83,12 @@ def by_a_script(saved: nn.Module, directory: Path) -> dict[str, Any]:
     }
 
 
+def with_setting(model: nn.Module, **settings: Any) -> nn.Module:
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    return model
+
+
 def versions(model: nn.Module) -> list[str]:
     """Return what is said of a Megatron-core that is too old, and of one that is too new."""
     texts = []
@@ -94,51 +102,47 @@ def versions(model: nn.Module) -> list[str]:
     return texts
 
 
-def main() -> None:
-    with joined():
-        megatron.on_cpu()
-        model = quantized(tp=2)
-        quantized_folder, plain_folder, blocks = FOLDER / "quantized", FOLDER / "plain", FOLDER / "blocks"
-        megatron_core.save(model, quantized_folder)
-        megatron_core.save(built(tp=2), plain_folder)
-        results = {
-            "plain_megatron": plain_megatron(model, quantized_folder),
-            "script": by_a_script(model, FOLDER / "script"),
-            "overwritten": refusal(lambda: megatron_core.save(model, quantized_folder)),
-            "modes": refusal(lambda: megatron_core.load(model, quantized_folder)),
-            "nothing": refusal(lambda: megatron_core.load(built(), FOLDER / "nothing")),
-            "wrapped": refusal(
-                lambda: octavo.quantize(
-                    Float16Module(megatron.config(bf16=True), built()), octavo.FP8_DEFAULT_CFG
-                )
-            ),
-            "packed": refusal(lambda: octavo.compress(quantized())),
-            "finalized": refusal(lambda: megatron_core.save(finalized(), FOLDER / "finalized")),
-            "versions": versions(built()),
-        }
-        megatron_core.save(model, quantized_folder, overwrite=True)
-        megatron_core.save(quantized(config=BLOCKS_OF_64), blocks)
-        shallow, wide = built(num_layers=1), built(ffn_hidden_size=256)
-        divided = built(tp=2)
-        results |= {
-            "layers": of_all_ranks(refusal(lambda: megatron_core.load(shallow, quantized_folder))),
-            "shapes": refusal(lambda: megatron_core.load(wide, quantized_folder)),
-            "blocks": of_all_ranks(refusal(lambda: megatron_core.load(divided, blocks))),
-            "plain_again": sorted(
-                {
-                    type(m).__name__
-                    for one in (shallow, wide, divided)
-                    for m in one.modules()
-                    if "Quant" in type(m).__name__
-                }
-            ),
-            "from_plain": [
-                megatron.run_schedule(one, BATCHES)
-                for one in (built(tp=2), megatron_core.load(built(tp=1, seed=97), plain_folder))
-            ],
-        }
-        report(**results)
-
-
-if __name__ == "__main__":
-    main()
+def results() -> dict[str, Any]:
+    model = quantized(tp=2)
+    quantized_folder, plain_folder, blocks = FOLDER / "quantized", FOLDER / "plain", FOLDER / "blocks"
+    megatron_core.save(model, quantized_folder)
+    overwritten = refusal(lambda: megatron_core.save(model, quantized_folder))
+    megatron_core.save(model, quantized_folder, overwrite=True)
+    found = {
+        "overwritten": overwritten,
+        "plain_megatron": plain_megatron(model, quantized_folder),
+        "script": by_a_script(model, FOLDER / "script"),
+        "modes": refusal(lambda: megatron_core.load(model, quantized_folder)),
+        "still_quantized": len(history(model)),
+    }
+    original = built(tp=2)
+    megatron_core.save(original, plain_folder)
+    losses = megatron.run_schedule(original, BATCHES)
+    found["from_plain"] = [
+        losses,
+        megatron.run_schedule(megatron_core.load(built(seed=97), plain_folder), BATCHES),
+    ]
+    megatron_core.save(quantized(config=BLOCKS_OF_64), blocks)
+    shallow, wide, divided = built(num_layers=1), built(ffn_hidden_size=256), built(tp=2)
+    few = built(**megatron.moe_fields(num_experts=2))
+    found |= {
+        "nothing": refusal(lambda: megatron_core.load(built(), FOLDER / "nothing")),
+        "wrapped": refusal(
+            lambda: octavo.quantize(
+                Float16Module(megatron.config(bf16=True), built()), octavo.FP8_DEFAULT_CFG
+            )
+        ),
+        "settings": refusal(lambda: octavo.plan(with_setting(built(), fp8="e4m3"), octavo.FP8_DEFAULT_CFG)),
+        "packed": refusal(lambda: octavo.compress(quantized(), dialect="neutral")),
+        "finalized": refusal(lambda: megatron_core.save(finalized(), FOLDER / "finalized")),
+        "versions": versions(built()),
+        "layers": of_all_ranks(refusal(lambda: megatron_core.load(shallow, quantized_folder))),
+        "experts": refusal(lambda: megatron_core.load(few, quantized_folder)),
+        "shapes": refusal(lambda: megatron_core.load(wide, quantized_folder)),
+        "blocks": of_all_ranks(refusal(lambda: megatron_core.load(divided, blocks))),
+    }
+    left = [module for one in (shallow, wide, divided, few) for module in one.modules()]
+    found["left_quantized"] = sorted(
+        {type(module).__name__ for module in left if isinstance(module, QuantModule)}
+    )
+    return found

@@ -11,7 +11,7 @@ from torch import nn
 
 import octavo
 from helpers import megatron_cpu as megatron
-from launched.common import FOLDER, joined, of_all_ranks, refusal, report
+from launched.common import FOLDER, of_all_ranks, refusal
 from octavo.adapters.megatron_core import schedule_loop, with_modes_of
 
 BATCHES = [megatron.batch(seed=seed) for seed in range(4)]
@@ -52,37 +52,31 @@ def scales_of(model: nn.Module) -> list[torch.Tensor]:
     return [b.clone() for n, b in model.named_buffers() if n.endswith("amax")]
 
 
-def main() -> None:
-    with joined():
-        megatron.on_cpu()
-        megatron.lay_out(pp=2)
-        folder = FOLDER / "iter_0000001"
-        model = model_provider()
-        ddp = wrapped(model)
-        loop = schedule_loop(forward_step, BATCHES, 4, megatron.TOKENS, 2, ddp)
-        octavo.quantize(model, octavo.FP8_DEFAULT_CFG, loop, quiet=True)
-        scales = scales_of(model)
-        before = train(ddp, 2)
-        folder.mkdir(exist_ok=True)
-        torch.distributed.barrier()
-        dist_checkpointing.save(sharded(model), str(folder))
-        after = train(ddp, 2)
+def results() -> dict[str, Any]:
+    megatron.lay_out(pp=2)
+    folder = FOLDER / "iter_0000001"
+    model = model_provider()
+    ddp = wrapped(model)
+    loop = schedule_loop(forward_step, BATCHES, 4, megatron.TOKENS, 2, ddp)
+    octavo.quantize(model, octavo.FP8_DEFAULT_CFG, loop, quiet=True)
+    scales = scales_of(model)
+    before = train(ddp, 2)
+    folder.mkdir(exist_ok=True)
+    torch.distributed.barrier()
+    dist_checkpointing.save(sharded(model), str(folder))
+    after = train(ddp, 2)
 
-        megatron.lay_out(pp=2, seed=99)
-        again = with_modes_of(model_provider, folder)(pre_process=True, post_process=False)
-        loaded = dist_checkpointing.load(sharded(again), str(folder))
-        again.load_state_dict(loaded["model"])
-        same = [torch.equal(a, b) for a, b in zip(scales_of(again), scales, strict=True)]
-        resumed = train(wrapped(again), 2)
-        report(
-            losses=max(of_all_ranks(before)),
-            uninterrupted=max(of_all_ranks(after)),
-            resumed=max(of_all_ranks(resumed)),
-            scales=of_all_ranks([len(same), all(same)]),
-            plain=refusal(lambda: with_modes_of(model_provider, FOLDER / "none")()),
-            no_batches=refusal(lambda: schedule_loop(forward_step, BATCHES, 0, megatron.TOKENS, 2)),
-        )
-
-
-if __name__ == "__main__":
-    main()
+    megatron.lay_out(pp=2, seed=99)
+    again = with_modes_of(model_provider, folder)(pre_process=True, post_process=False)
+    loaded = dist_checkpointing.load(sharded(again), str(folder))
+    again.load_state_dict(loaded["model"])
+    same = [torch.equal(a, b) for a, b in zip(scales_of(again), scales, strict=True)]
+    resumed = train(wrapped(again), 2)
+    return {
+        "losses": max(of_all_ranks(before)),
+        "uninterrupted": max(of_all_ranks(after)),
+        "resumed": max(of_all_ranks(resumed)),
+        "scales": of_all_ranks([len(same), all(same)]),
+        "plain": refusal(lambda: with_modes_of(model_provider, FOLDER / "none")()),
+        "no_batches": refusal(lambda: schedule_loop(forward_step, BATCHES, 0, megatron.TOKENS, 2)),
+    }

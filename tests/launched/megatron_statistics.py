@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import octavo
 from helpers import megatron_cpu as megatron
-from launched.common import joined, of_all_ranks, refusal, report
+from launched.common import of_all_ranks, refusal
 
 BATCHES = [megatron.batch(seed=seed) for seed in (3, 4)]
 INT4_G16 = {"num_bits": 4, "block_sizes": {-1: 16}}
@@ -169,24 +169,18 @@ def refused() -> dict[str, str]:
     }
 
 
-def main() -> None:
-    with joined():
-        megatron.on_cpu()
-        report(
-            fp8=divided(CONFIGS["fp8"]),
-            fp8_sp=divided(CONFIGS["fp8"], sequence_parallel=True),
-            nvfp4=divided(CONFIGS["nvfp4"]),
-            int8=divided(CONFIGS["int8"]),
-            int8_tied=divided(CONFIGS["int8"], tied=True),
-            int4=divided(CONFIGS["int4"]),
-            attention=divided(CONFIGS["attention"]),
-            histogram=divided(CONFIGS["histogram"]),
-            codes=codes(CONFIGS["int8"]),
-            data=data_parallel(),
-            gradients=gradients(),
-            refused=refused(),
-        )
-
-
-if __name__ == "__main__":
-    main()
+def results() -> dict[str, Any]:
+    return {
+        "fp8": divided(CONFIGS["fp8"]),
+        "fp8_sp": divided(CONFIGS["fp8"], sequence_parallel=True),
+        "nvfp4": divided(CONFIGS["nvfp4"]),
+        "int8": divided(CONFIGS["int8"]),
+        "int8_tied": divided(CONFIGS["int8"], tied=True),
+        "int4": divided(CONFIGS["int4"]),
+        "attention": divided(CONFIGS["attention"]),
+        "histogram": divided(CONFIGS["histogram"]),
+        "codes": codes(CONFIGS["int8"]),
+        "data": data_parallel(),
+        "gradients": gradients(),
+        "refused": refused(),
+    }
