@@ -2,7 +2,7 @@
 
 Run: torchrun --nproc-per-node 2 benchmarks/megatron_export_memory.py [BLOCKS] [FORMAT]
 
-A random Llama is imported, quantized (FP8 weights, so that no data is run) or left as it is (`plain`), and exported with
+A random Llama is imported, quantized (NVFP4 weights, which need no data) or left as it is (`plain`), and exported in
 shards of one block. Printed is, for each rank, the most private memory (RssAnon: pages of files that are read are the
 system's to drop) that it had above what it had before, in blocks of the model. Beside two blocks a rank may hold one
 shard.
@@ -28,17 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 import octavo  # noqa: E402
 from octavo.adapters.megatron_core.conversion import export_huggingface, import_huggingface  # noqa: E402
 
-FP8_WEIGHTS = {
-    "quant_cfg": {
-        "*weight_quantizer": {"num_bits": (4, 3)},
-        "*output_layer*": {"enable": False},
-        "default": {"enable": False},
-    },
-    "algorithm": "max",
-}
 
-
-def main(blocks: int = 16, name: str = "fp8") -> None:
+def main(blocks: int = 6, name: str = "nvfp4") -> None:
     with joined(1, 2) as rank, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if rank == 0 else "")
         shared = [str(folder)]
@@ -48,8 +39,8 @@ def main(blocks: int = 16, name: str = "fp8") -> None:
             make(folder / "model", blocks)
         dist.barrier()
         model = import_huggingface(folder / "model").eval()
-        if name == "fp8":
-            octavo.quantize(model, FP8_WEIGHTS, quiet=True)
+        if name == "nvfp4":
+            octavo.quantize(model, octavo.W4A16_NVFP4_CFG, quiet=True)
         block = sum(p.nbytes for p in model.decoder.layers[0].parameters())
         before, watch = private_bytes(), Watch()
         with watch:
@@ -67,16 +58,16 @@ def main(blocks: int = 16, name: str = "fp8") -> None:
 
 
 def make(folder: Path, blocks: int) -> None:
-    """Write a random Llama: fp32 blocks of 25 MB, and a small vocabulary."""
+    """Write a random Llama: fp32 blocks of 101 MB, and a small vocabulary."""
     config = LlamaConfig(
-        hidden_size=768,
-        intermediate_size=2048,
+        hidden_size=1536,
+        intermediate_size=4096,
         num_hidden_layers=blocks,
         num_attention_heads=12,
         num_key_value_heads=4,
         vocab_size=256,
     )
-    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="50MB")
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="200MB")
 
 
 class Watch:
