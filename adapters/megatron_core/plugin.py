@@ -81,18 +81,22 @@ def rank_groups(model: nn.Module) -> Mapping[str, RankGroups] | None:
 def prepare_model(model: nn.Module) -> None:
     """Tell layers what they must know of the model, which carries the record of its modes from now on."""
     if is_megatron_model(model):
+        from octavo.adapters.megatron_core.expert_probabilities import apply_after
         from octavo.adapters.megatron_core.preparation import prepare_layers
 
         prepare_layers(model)
+        apply_after(model)
 
 
 @hookimpl
 def unprepare_model(model: nn.Module) -> None:
     """Undo `prepare_model`."""
     if is_megatron_model(model):
+        from octavo.adapters.megatron_core.expert_probabilities import apply_before
         from octavo.adapters.megatron_core.preparation import unprepare_layers
 
         unprepare_layers(model)
+        apply_before(model)
 
 
 @hookimpl

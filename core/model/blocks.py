@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from octavo.core.calibration.forward_loop import ForwardLoop, run_forward_loop
 from octavo.core.model.description import ModelDescription
+
+_LENT = "_octavo_blocks"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,22 @@ class InMemoryBlocks:
         with block.module.register_forward_pre_hook(capture, with_kwargs=True):
             run_forward_loop(self._model, forward_loop, quiet=True)
         return calls
+
+
+@contextmanager
+def blocks_from(model: nn.Module, source: BlockSource) -> Iterator[None]:
+    """Let `source` hand out the blocks of `model`, whose weights are elsewhere, for the time of a context."""
+    model.__dict__[_LENT] = source
+    try:
+        yield
+    finally:
+        del model.__dict__[_LENT]
+
+
+def blocks_of(model: nn.Module, description: ModelDescription | None) -> BlockSource:
+    """Return what hands out the blocks of `model`: what `blocks_from` names, or the model's own memory."""
+    lent: BlockSource | None = model.__dict__.get(_LENT)
+    return InMemoryBlocks(model, description) if lent is None else lent
 
 
 def _kept(value: Any) -> Any:

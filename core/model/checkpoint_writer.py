@@ -18,7 +18,7 @@ from octavo.core.calibration.finalized import finalized_for
 from octavo.core.console import say
 from octavo.core.errors import ExportError, listed
 from octavo.core.model.atomic_folder import atomic_folder
-from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.blocks import BlockSource, blocks_of
 from octavo.core.model.checkpoint_layout import CheckpointLayout
 from octavo.core.model.checkpoint_source import CheckpointSource
 from octavo.core.model.expert_layout import with_experts_apart
@@ -99,7 +99,7 @@ def write_checkpoint(
             model, description, lambda blocks: _write(model, blocks, export_dir, export, options)
         )
     else:
-        report = _write(model, InMemoryBlocks(model, description), export_dir, export, options)
+        report = _write(model, blocks_of(model, description), export_dir, export, options)
     quiet = options.quiet or rank() != 0
     for warning in report.warnings:
         say(f"warning: {warning}", quiet)
@@ -109,7 +109,7 @@ def write_checkpoint(
 
 
 def _write(
-    model: nn.Module, blocks: InMemoryBlocks, export_dir: Path, export: ModelExport, options: WriteOptions
+    model: nn.Module, blocks: BlockSource, export_dir: Path, export: ModelExport, options: WriteOptions
 ) -> ExportReport:
     with dense_names(model), atomic_folder(export_dir, options.overwrite) as folder:
         _write_companions(model, folder, options)

@@ -12,7 +12,7 @@ from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.activation_scales import CACHE_QUANTIZERS
-from octavo.core.model.blocks import InMemoryBlocks
+from octavo.core.model.blocks import Block, BlockSource
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
 from octavo.core.model.checkpoint_source import PackedWeight
 from octavo.core.model.exporter import InputState, LayerFormat
@@ -42,7 +42,7 @@ class ModelSource:
         layout: CheckpointLayout,
         dtype: torch.dtype | None,
         errors: WeightErrors,
-        blocks: InMemoryBlocks,
+        blocks: BlockSource,
     ) -> None:
         self._model = model
         self._weights = weights
@@ -81,16 +81,27 @@ class ModelSource:
             places.setdefault(place.name, []).append((new, place))
         for block in self._blocks.blocks():
             with self._blocks.materialized(block) as module:
-                values = module.state_dict(prefix=f"{block.name}." if block.name else "")
-                for name in block.tensors:
-                    if name not in places or id(tied[name]) in written:
-                        continue
-                    written.add(id(tied[name]))
-                    if name in self._weights:
-                        yield from self._weights[name].packed(self._layout, self._errors)
-                        continue
-                    value = _plain_value(name, values[name], self._dtype)
-                    yield from ((new, place.of(value).contiguous()) for new, place in places[name])
+                yield from self._of_block(block, module, tied, places, written)
+
+    def _of_block(
+        self,
+        block: Block,
+        module: nn.Module,
+        tied: Mapping[str, Tensor],
+        places: Mapping[str, list[tuple[str, Place]]],
+        written: set[int],
+    ) -> Iterator[PackedWeight | tuple[str, Tensor]]:
+        """Yield the tensors of one block, of which nothing is kept when the next one gets its values."""
+        values = module.state_dict(prefix=f"{block.name}." if block.name else "")
+        for name in block.tensors:
+            if name not in places or id(tied[name]) in written:
+                continue
+            written.add(id(tied[name]))
+            if name in self._weights:
+                yield from self._weights[name].packed(self._layout, self._errors)
+                continue
+            value = _plain_value(name, values[name], self._dtype)
+            yield from ((new, place.of(value).contiguous()) for new, place in places[name])
 
     def cache_states(self) -> Mapping[str, InputState]:
         """Return what quantizes keys and values; only where there are scales or biases."""

@@ -70,6 +70,22 @@ class ShardReader:
             self._check(name, ManifestEntry.of(tensor, self._shard_of[name]))
         return tensor
 
+    def entries(self, name: str, dim: int, start: int, length: int) -> Tensor:
+        """Read `length` entries of a tensor along one dim, and no others; a manifest has nothing to hold them to.
+
+        Raises:
+            CheckpointError: there is no tensor of that name, or it is shorter.
+        """
+        found = self._file(name).get_slice(name)
+        shape = found.get_shape()
+        if not 0 <= dim < len(shape) or start + length > shape[dim]:
+            raise CheckpointError(
+                f"{self.where(name)} has shape {list(shape)}, and entries {start} to {start + length} along dim {dim} "
+                "are needed; the checkpoint is not of the model in its config.json"
+            )
+        run: Tensor = found[(slice(None),) * dim + (slice(start, start + length),)]
+        return run
+
     def positive_number(self, name: str) -> Tensor:
         """Return a scale in fp32.
 
