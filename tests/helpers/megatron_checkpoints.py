@@ -58,6 +58,13 @@ FORMATS = {
     "fp8": octavo.FP8_DEFAULT_CFG,
     "fp8_kv": octavo.merge_configs(octavo.FP8_DEFAULT_CFG, octavo.FP8_KV_CFG),
     "nvfp4": octavo.NVFP4_DEFAULT_CFG,
+    "rotated": {
+        "quant_cfg": {
+            "*linear_fc2.weight_quantizer": {"num_bits": 8, "axis": 0, "rotate": True},
+            "default": {"enable": False},
+        },
+        "algorithm": "max",
+    },
     "int8_rows": {
         "quant_cfg": {
             "*weight_quantizer": {"num_bits": 8, "axis": 0},

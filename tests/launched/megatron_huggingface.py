@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import octavo
@@ -21,6 +21,7 @@ on_cpu()
 from octavo.adapters.megatron_core.conversion import (  # noqa: E402 (after Megatron-core was told where it runs)
     export_huggingface,
     import_huggingface,
+    load_huggingface,
 )
 
 SHARD = 100_000
@@ -71,15 +72,22 @@ def imported(kind: str, layout: str) -> Any:
 
 def plain(kind: str, layout: str) -> float:
     model = imported(kind, layout)
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)
+    load_huggingface([model], FOLDER / kind)
     export_huggingface(model, FOLDER / kind, FOLDER / f"{kind}-{layout}", max_shard_bytes=SHARD)
     return largest_error(model, FOLDER / kind)
 
 
 def quantized(kind: str, layout: str, name: str, exporter: str = "unified_hf") -> None:
+    """Quantize and export; the last rank, which is in the last stage, writes the logits beside the checkpoint."""
     model = imported(kind, layout)
     octavo.quantize(model, FORMATS[name], lambda stage: outputs(stage, TOKENS), quiet=True)
     out = FOLDER / f"{kind}-{layout}-{name}-{exporter}"
     export_huggingface(model, FOLDER / kind, out, exporter, max_shard_bytes=SHARD, quiet=True)
+    found = outputs(model, TOKENS)
+    if found is not None and dist.get_rank() == dist.get_world_size() - 1:
+        save_file({"logits": found.contiguous()}, f"{out}.st")
 
 
 def perplexity(stories: Path, layout: str, name: str) -> float:
@@ -102,6 +110,9 @@ def refusals() -> list[dict[str, str]]:
     dist.barrier()
     said = {"full": refusal(lambda: export_huggingface(model, FOLDER / "llama", FOLDER / "full"))}
     said["other"] = refusal(lambda: export_huggingface(model, FOLDER / "wide", FOLDER / "never"))
+    said["load"] = refusal(lambda: load_huggingface(model, FOLDER / "wide"))
+    octavo.quantize(model, FORMATS["rotated"], quiet=True)
+    said["rotated"] = refusal(lambda: export_huggingface(model, FOLDER / "llama", FOLDER / "never"))
     lay_out(tp=4)
     said["narrow"] = refusal(lambda: import_huggingface(FOLDER / "three_heads"))
     lay_out(ep=4)

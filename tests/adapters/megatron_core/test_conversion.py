@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import octavo
@@ -86,6 +86,10 @@ def test_quantized_checkpoints_are_those_of_transformers(
 
     found = tensors_of(folder / f"{kind}-{layout}-{name}-{exporter}", pattern)
 
+    with torch.no_grad():
+        logits = model(TOKENS).logits
+    inside = load_file(f"{folder / kind}-{layout}-{name}-{exporter}.st")["logits"][..., : logits.shape[-1]]
+    assert (inside - logits).norm() <= 0.01 * logits.norm()
     inputs = {
         key
         for key in expected
@@ -115,8 +119,6 @@ def test_the_metadata_is_that_of_transformers(result: Any, folder: Path, tmp_pat
 
 
 def test_the_perplexity_is_that_of_transformers(result: Any, folder: Path, stories: Path) -> None:
-    from safetensors.torch import load_file
-
     tokens = load_file(folder / "stories.st")["tokens"]
     model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32).eval()
     plain = octavo.perplexity(model, [tokens])
@@ -135,8 +137,14 @@ def test_every_rank_says_why_it_refuses(result: Any) -> None:
     for said in others:
         assert said["full"].startswith("rank 0 could not write the checkpoint: ")
         assert "full is not empty" in said["full"]
-    assert "has 128 entries along dim 0 on each of 2 ranks, and the Hugging Face model 384 in all" in first["other"]
+    assert (
+        "has 128 entries along dim 0 on each of 2 ranks, and the Hugging Face model 384 in all"
+        in first["other"]
+    )
     for said in result["refusals"]:
+        assert "linear_fc1.weight has shape [128, 64] on this rank" in said["load"]
+        assert "wide has [192, 64] for it" in said["load"]
+        assert "linear_fc2.weight_quantizer has a rotation, which is not exported" in said["rotated"]
         assert "num_attention_heads 3 is not divisible by 4 (tensor parallel)" in said["narrow"]
         assert "the number of experts 6 is not divisible by 4 (expert parallel)" in said["experts"]
 
