@@ -6,10 +6,11 @@ from pathlib import Path
 
 from octavo.adapters.megatron_core.conversion.original import Original
 from octavo.core.model.atomic_folder import atomic_folder
+from octavo.core.model.blocks import blocks_of
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import ModelSource
 from octavo.core.model.shard_reader import write_manifest
-from octavo.core.model.shards import SafetensorsWriter, verify_shards
+from octavo.core.model.shards import SafetensorsWriter
 from octavo.core.plugins import plugins
 from octavo.core.report.weight_error import WeightErrors
 
@@ -27,13 +28,13 @@ def write_plain(original: Original, export_dir: Path, overwrite: bool, max_shard
     model, num_bytes = original.skeleton.model, 0
     with atomic_folder(export_dir, overwrite) as folder:
         plugins().write_companions(model, folder, original.tokenizer(), original.dtype)
-        writer = SafetensorsWriter(folder, max_shard_bytes)
-        for item in ModelSource(model, {}, original.skeleton.layout, None, WeightErrors()).tensors():
+        writer = SafetensorsWriter(folder, max_shard_bytes, reads_back=True)
+        blocks = blocks_of(model, plugins().describe_model(model))
+        for item in ModelSource(model, {}, original.skeleton.layout, None, WeightErrors(), blocks).tensors():
             if isinstance(item, tuple):  # nothing is quantized
                 name, tensor = item
                 writer.add(name, tensor)
                 num_bytes += tensor.nbytes
         manifest = writer.finish()
-        verify_shards(folder, manifest)
         write_manifest(folder, manifest)
     return ExportReport(export_dir, len(manifest), num_bytes, (), PLAIN)
