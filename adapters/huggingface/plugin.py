@@ -187,6 +187,27 @@ def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: b
 
 
 @hookimpl
+def build_unloaded(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
+    """Build the model of a checkpoint as it is loaded, without values."""
+    if not _can_load(directory):
+        return None
+    from octavo.adapters.huggingface.unloaded import build_unloaded
+
+    return build_unloaded(directory, dtype, trust_remote_code)
+
+
+@hookimpl
+def fill_buffers(model: nn.Module) -> bool | None:
+    """Compute the buffers that checkpoints do not hold."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.unloaded import fill_buffers
+
+    fill_buffers(model)
+    return True
+
+
+@hookimpl
 def load_tokenizer(path: Path, trust_remote_code: bool) -> Any:
     """Load a checkpoint's tokenizer."""
     if not _can_load(path):

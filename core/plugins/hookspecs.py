@@ -171,6 +171,16 @@ def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: b
 
 
 @hookspec(firstresult=True)
+def build_unloaded(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
+    """Return what `load_model` would, with every tensor on the meta device. Called by streaming."""
+
+
+@hookspec(firstresult=True)
+def fill_buffers(model: nn.Module) -> bool | None:
+    """Give the buffers of a model of `build_unloaded` that checkpoints do not hold their values; return True."""
+
+
+@hookspec(firstresult=True)
 def load_tokenizer(path: Path, trust_remote_code: bool) -> Any:
     """Load the tokenizer of a checkpoint. Called by the command line."""
 
