@@ -8,7 +8,7 @@ imports core and the standard library only, and its framework inside the functio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,13 @@ def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: b
 
 
 @hookspec(firstresult=True)
-def build_unloaded(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
-    """Return what `load_model` would, with every tensor on the meta device. Called by streaming."""
+def build_unloaded(
+    directory: Path, names: Collection[str], dtype: torch.dtype | None, trust_remote_code: bool
+) -> nn.Module | None:
+    """Return what `load_model` would, with every tensor on the meta device. Called by streaming.
+
+    `names` are those of the checkpoint's tensors, which may be older than the model's.
+    """
 
 
 @hookspec(firstresult=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -164,11 +164,11 @@ class Plugins:
         return cast(nn.Module, self._answered(model, "build", directory))
 
     def build_unloaded(
-        self, directory: Path, dtype: torch.dtype | None, trust_remote_code: bool
+        self, directory: Path, names: Collection[str], dtype: torch.dtype | None, trust_remote_code: bool
     ) -> nn.Module:
         """Call the hook `build_unloaded`."""
         model = self._hook.build_unloaded(
-            directory=directory, dtype=dtype, trust_remote_code=trust_remote_code
+            directory=directory, names=names, dtype=dtype, trust_remote_code=trust_remote_code
         )
         return cast(nn.Module, self._answered(model, "stream", directory))
 

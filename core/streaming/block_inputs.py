@@ -101,6 +101,12 @@ def block_inputs(
     run = lambda: run_forward_loop(model, data, quiet=True)  # noqa: E731
     with passing(blocks, forms), loaded_on_call(model, blocks, weights), tail.recording():
         calls = capture_calls(blocks, run, hidden)
+    for name, arguments in calls.others.items():
+        if any(tensor.is_meta for given in arguments for tensor in tensors_in((given.args, given.kwargs))):
+            raise UnsupportedError(
+                f"block {name} is called with a tensor whose values are not known before the model is loaded; quantize "
+                "this model in memory (leave out --stream)"
+            )
     return calls, tail
 
 

@@ -100,7 +100,7 @@ def open_model(
     """
     plugins().check_unquantized(source)
     headers = SourceHeaders.read(source)
-    model = plugins().build_unloaded(source, dtype, trust_remote_code)
+    model = plugins().build_unloaded(source, headers.tensors.keys(), dtype, trust_remote_code)
     made = plan_model(model, config, target, tp, stats_budget)
     made.check()
     weights = SourceWeights(model, headers, plugins().checkpoint_layout(model, list(model.state_dict())))
