@@ -61,6 +61,7 @@ class OutputFile:
 
     def __init__(self, path: Path, append: bool = False) -> None:
         self.path = path
+        self._buffer = bytearray()
         try:
             mode = os.O_APPEND if append else os.O_TRUNC
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o666)
@@ -68,23 +69,34 @@ class OutputFile:
             raise _failure(path, error) from error
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write all of `data`."""
-        rest = memoryview(data).cast("B")
+        """Write all of `data`, at the latest with the next `sync`."""
+        if len(data) < _CHUNK:  # many scales are a few bytes
+            self._buffer += data
+        if len(data) >= _CHUNK or len(self._buffer) >= _CHUNK:
+            self._write(self._buffer)
+            self._buffer = bytearray()
+        if len(data) >= _CHUNK:
+            self._write(data)
+
+    def sync(self) -> None:
+        """Return when the disk has it."""
+        self._write(self._buffer)
+        self._buffer = bytearray()
+        try:
+            disk.sync(self._descriptor)
+        except OSError as error:
+            raise _failure(self.path, error) from error
+
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        rest = memoryview(data)
         try:
             while rest:
                 rest = rest[disk.write(self._descriptor, rest[:_CHUNK]) :]
         except OSError as error:
             raise _failure(self.path, error) from error
 
-    def sync(self) -> None:
-        """Return when the disk has it."""
-        try:
-            disk.sync(self._descriptor)
-        except OSError as error:
-            raise _failure(self.path, error) from error
-
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what was not synced is lost."""
         os.close(self._descriptor)
 
     def __enter__(self) -> OutputFile:
