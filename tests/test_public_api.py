@@ -17,7 +17,7 @@ PUBLIC = ERRORS | {
     "disable_quantizer", "distill", "enable_huggingface", "enable_quantizer", "export_hf_checkpoint",
     "export_student", "export_tensorrt_llm_checkpoint", "finalize", "finalized", "fold_batch_norm",
     "fold_weight", "history", "hookimpl", "load_quantized", "load_recipe", "merge_configs", "perplexity",
-    "plan", "plugins", "preset", "preset_names", "print_quant_summary", "quantize", "register",
+    "plan", "plugins", "preset", "preset_names", "print_quant_summary", "quantize", "quantize_checkpoint", "register",
     "reshard_tensorrt_llm", "restore", "save", "set_quantizer_attribute", "set_quantizer_by_cfg",
     "text_batches", "unfinalize", "unquantize", "unregister", "verify_checkpoint", "with_block_size",
 }  # fmt: skip

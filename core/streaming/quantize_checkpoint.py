@@ -107,11 +107,11 @@ def quantize_checkpoint(
     recipe |= {"shard size": max_shard_bytes, "exporter": exporter}
     known = fingerprints(opened.headers, recipe, batches)
     run_options = RunOptions(
-        exporter, target, parse_bytes(activation_budget) or 0, parse_bytes(stats_budget), quiet
+        exporter, target, _activation_bytes(activation_budget), parse_bytes(stats_budget), quiet
     )
     folder = directory.with_name(f"{directory.name}.partial")
-    if resume and (directory / RECORD_FILE).is_file():
-        return _finished(directory, folder, known, quiet)
+    if resume and _is_finished(directory, known, overwrite):
+        return _finished(directory, folder, quiet)
     check_place(directory, overwrite)
     files.make_folder(folder)
     with locked(folder), closing(_journal(folder, known, resume, overwrite)) as journal:
@@ -149,6 +149,19 @@ def _place(source: Path, export_dir: str | Path | None) -> Path:
     return directory
 
 
+def _activation_bytes(budget: int | str) -> int:
+    """Return a budget in bytes; 0 keeps nothing in memory."""
+    if budget in (0, "0"):
+        return 0
+    try:
+        return parse_bytes(budget) or 0
+    except ConfigError as error:
+        raise ConfigError(
+            f"activation_budget (--activation-budget) {budget!r}: expected a number of bytes, as 500000000, 500MB or "
+            "2GiB"
+        ) from error
+
+
 def _check_data(opened: StreamedModel, data: Sequence[Any] | None) -> None:
     waiting = waiting_for_data(opened.plan.layers)
     if waiting and data is None:
@@ -181,11 +194,21 @@ def _journal(folder: Path, known: dict[str, str], resume: bool, overwrite: bool)
     return journal
 
 
-def _finished(directory: Path, folder: Path, known: dict[str, str], quiet: bool) -> ExportReport:
-    """Return the report of a run that is finished, if it is this one; what is left of its folder is removed."""
+def _is_finished(directory: Path, known: dict[str, str], overwrite: bool) -> bool:
+    """Whether a folder holds what this run would write; another run's is refused unless it may be replaced."""
+    if not (directory / RECORD_FILE).is_file():
+        return False
+    found = read_json(directory / RECORD_FILE).get("fingerprints")
+    if overwrite:
+        return bool(found == known)
+    check_same(found if isinstance(found, dict) else {}, known, str(directory))
+    return True
+
+
+def _finished(directory: Path, folder: Path, quiet: bool) -> ExportReport:
+    """Return the report of a run that is finished; what is left of its folder is removed."""
     from octavo.core.report.files import read_report
 
-    check_same(read_json(directory / RECORD_FILE)["fingerprints"], known, str(directory))
     if folder.exists() and not (folder / CHECKPOINT).exists():
         files.remove(folder)
     report = read_report(directory)

@@ -53,7 +53,9 @@ def stream(source: Path, out: Path, config: Any = PRESET, **options: Any) -> Any
     return quantize_checkpoint(source, config, export_dir=out, **settings)
 
 
-def in_memory(source: Path, out: Path, config: Any = PRESET, data: Any = None, target: str | None = None) -> Path:
+def in_memory(
+    source: Path, out: Path, config: Any = PRESET, data: Any = None, target: str | None = None
+) -> Path:
     """Quantize the usual way."""
     model = plugins().load_model(source, None, False, True)
     octavo.quantize(model, config, small_data() if data is None else data, quiet=True, target=target)
