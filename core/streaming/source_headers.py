@@ -40,11 +40,13 @@ class SourceHeaders:
         directory: Its folder.
         tensors: By name.
         digests: {shard: its size and a hash of its header}.
+        stamps: {shard: its size and when it was changed last, in ns}.
     """
 
     directory: Path
     tensors: Mapping[str, SourceTensor]
     digests: Mapping[str, str]
+    stamps: Mapping[str, tuple[int, int]]
 
     @classmethod
     def read(cls, directory: Path) -> SourceHeaders:
@@ -70,11 +72,33 @@ class SourceHeaders:
                 tensors[name] = _tensor(path, name, described)
         if index is not None:
             _check_index(directory, index, tensors)
-        return cls(directory, tensors, digests)
+        return cls(directory, tensors, digests, {shard: _stamp(directory / shard) for shard in digests})
+
+    def check_unchanged(self) -> None:
+        """Refuse a source that is not what it was.
+
+        Raises:
+            CheckpointError: a shard has changed, or is gone; it is named.
+        """
+        for shard, stamp in self.stamps.items():
+            found = _stamp(self.directory / shard)
+            if found != stamp:
+                raise CheckpointError(
+                    f"{self.directory / shard} has changed since the run began: {found[0]} bytes, before {stamp[0]}. "
+                    "What is finished was made of the file before; put that back and go on with resume=True "
+                    "(--resume), or start again"
+                )
 
     def where(self, name: str) -> str:
         """Return the file and the name of a tensor, for messages."""
         return f"{self.directory / self.tensors[name].shard}: tensor {name!r}"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    if not path.exists():
+        return 0, 0
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _index(directory: Path) -> dict[str, str] | None:

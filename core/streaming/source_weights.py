@@ -50,8 +50,12 @@ class SourceWeights:
         """Give parameters and buffers their values; return the checkpoint's names of what was read.
 
         Tied ones get the same. Files are closed afterwards, so that their pages do not pile up in memory.
+
+        Raises:
+            CheckpointError: the checkpoint has changed, or cannot be read; the file is named.
         """
         read: list[str] = []
+        self._headers.check_unchanged()
         reader = ShardReader(self._headers.directory)
         keys = dict.fromkeys(id(self._meta[name]) for name in names)
         for key in keys:
