@@ -37,6 +37,7 @@ class GrowingOutput:
         self.checkpoint = folder / CHECKPOINT
         self._journal = journal
         self._limit = limit
+        self._read: list[list[SpooledTensor]] = []
         files.make_folder(self.checkpoint)
         self._drop_unknown()
         self._check_files()
@@ -112,8 +113,10 @@ class GrowingOutput:
         return sum(tensor.length for _, tensor in self._tensors())
 
     def _tensors(self) -> Iterator[tuple[int, SpooledTensor]]:
-        for index, entry in enumerate(self._journal.of_kind("part")):
-            yield from ((index, SpooledTensor.from_json(tensor)) for tensor in entry["tensors"])
+        for entry in self._journal.of_kind("part")[len(self._read) :]:
+            self._read.append([SpooledTensor.from_json(tensor) for tensor in entry["tensors"]])
+        for index, tensors in enumerate(self._read):
+            yield from ((index, tensor) for tensor in tensors)
 
     def _shards(self) -> list[list[Piece]]:
         pieces = {tensor.name: Piece(self._spool_path(index), tensor) for index, tensor in self._tensors()}

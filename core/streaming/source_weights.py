@@ -33,7 +33,7 @@ class SourceWeights:
     def __init__(self, model: nn.Module, headers: SourceHeaders, layout: CheckpointLayout) -> None:
         self._model = model
         self._headers = headers
-        state = model.state_dict(keep_vars=True)
+        state: dict[str, Tensor] = model.state_dict(keep_vars=True)
         self._meta = {name: tensor for name, tensor in state.items() if name in set(_own_names(layout))}
         self._places: dict[int, list[tuple[str, Place]]] = {}
         self._holders: dict[int, list[str]] = {}

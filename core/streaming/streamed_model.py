@@ -59,7 +59,9 @@ class StreamedModel:
 
     def part_of(self, name: str) -> str:
         """Return the part that a module or a tensor belongs to."""
-        return next((block for block in self.blocks if name == block or name.startswith(f"{block}.")), REST)
+        while name and name not in self.blocks:
+            name = name.rpartition(".")[0]
+        return name
 
     def tensors_of(self, part: str) -> list[str]:
         """Return the names of a part's parameters and buffers."""
