@@ -18,10 +18,10 @@ PUBLIC = ERRORS | {
     "export_hf_checkpoint", "export_student", "export_tensorrt_llm_checkpoint", "finalize", "finalized",
     "fold_batch_norm", "fold_weight", "history", "hookimpl", "last_training", "load_quantized",
     "load_recipe", "load_training", "merge_adapters", "merge_configs", "perplexity", "plan", "plugins",
-    "preset", "preset_names", "print_quant_summary", "quantize", "reestimate_batch_norm", "register",
-    "reshard_tensorrt_llm", "restore", "save", "save_training", "set_quantizer_attribute",
-    "set_quantizer_by_cfg", "text_batches", "unfinalize", "unquantize", "unregister", "verify_checkpoint",
-    "with_block_size",
+    "preset", "preset_names", "print_quant_summary", "quantize", "quantize_checkpoint",
+    "reestimate_batch_norm", "register", "reshard_tensorrt_llm", "restore", "save", "save_training",
+    "set_quantizer_attribute", "set_quantizer_by_cfg", "text_batches", "unfinalize", "unquantize",
+    "unregister", "verify_checkpoint", "with_block_size",
 }  # fmt: skip
 
 

@@ -23,10 +23,10 @@ def load_pretrained(path: Path, dtype: torch.dtype | None, trust_remote_code: bo
         CheckpointError: transformers cannot load it; its reason is shown. Or Octavo wrote it: it is quantized.
     """
     plugins().check_unquantized(path)
-    with _explained(path):
+    with load_explained(path):
         config = _config(path, trust_remote_code)
     check_config_unquantized(config, path)
-    with _explained(path), _progress_bars(quiet):
+    with load_explained(path), _progress_bars(quiet):
         cls = _model_class(config)
         model: nn.Module = cls.from_pretrained(
             path, dtype=dtype if dtype is not None else "auto", trust_remote_code=trust_remote_code
@@ -45,7 +45,7 @@ def build_from_config(directory: Path, dtype: torch.dtype | None, trust_remote_c
     """
     from transformers.initialization import no_init_weights
 
-    with _explained(directory), torch.random.fork_rng(devices=[]):
+    with load_explained(directory), torch.random.fork_rng(devices=[]):
         config = _config(directory, trust_remote_code)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -76,7 +76,7 @@ def load_hf_tokenizer(path: Path, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with _explained(path):
+    with load_explained(path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
@@ -104,7 +104,12 @@ def _model_class(config: Any) -> Any:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def load_explained(path: Path) -> Iterator[None]:
+    """Turn what transformers raises into errors that name the folder.
+
+    Raises:
+        ConfigError, CheckpointError: as in `load_pretrained`.
+    """
     from safetensors import SafetensorError
 
     try:

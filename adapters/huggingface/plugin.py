@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,29 @@ def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: b
     from octavo.adapters.huggingface.loading import build_from_config
 
     return build_from_config(directory, dtype, trust_remote_code)
+
+
+@hookimpl
+def build_unloaded(
+    directory: Path, names: Collection[str], dtype: torch.dtype | None, trust_remote_code: bool
+) -> nn.Module | None:
+    """Build the model of a checkpoint as it is loaded, without values."""
+    if not _can_load(directory):
+        return None
+    from octavo.adapters.huggingface.unloaded import build_unloaded
+
+    return build_unloaded(directory, names, dtype, trust_remote_code)
+
+
+@hookimpl
+def fill_buffers(model: nn.Module) -> bool | None:
+    """Compute the buffers that checkpoints do not hold."""
+    if not is_transformers_model(model):
+        return None
+    from octavo.adapters.huggingface.unloaded import fill_buffers
+
+    fill_buffers(model)
+    return True
 
 
 @hookimpl

@@ -74,7 +74,7 @@ def run_algorithms(
     groups = tuple(tuple(group) for group in groups)
     layerwise = next((a.layerwise for a in algorithms if a.layerwise.enable), None)
     run = None if forward_loop is None else lambda: run_forward_loop(model, forward_loop, quiet)
-    stages = _Stages(model, algorithms, groups, quiet, given, RunLog() if log is None else log)
+    stages = Stages(model, algorithms, groups, quiet, given, RunLog() if log is None else log)
     try:
         if layerwise is None:
             stages.calibrate(run)
@@ -86,8 +86,18 @@ def run_algorithms(
     return stages.rows, stages.originals
 
 
-class _Stages:
-    """Calibrates a model at once, or part by part."""
+class Stages:
+    """Calibrates a model at once, or part by part.
+
+    Args:
+        model: A quantized model, whose weights have scales already.
+        algorithms, groups, quiet, given, log: As in `run_algorithms`.
+
+    Attributes:
+        rows: What was done to each weight so far.
+        originals: The original values of weights that changed.
+        needs: What the algorithms must know of inputs.
+    """
 
     def __init__(
         self,
@@ -172,7 +182,7 @@ class _Stages:
         return {c.name: c.statistics for c in collectors.values() if c.statistics is not None} | own
 
 
-def _calibrate_layerwise(stages: _Stages, options: Layerwise, run: Callable[[], None] | None) -> None:
+def _calibrate_layerwise(stages: Stages, options: Layerwise, run: Callable[[], None] | None) -> None:
     """Calibrate what is outside the blocks, then each block with what the quantized blocks before it return."""
     if stages.is_known:
         raise CalibrationError(

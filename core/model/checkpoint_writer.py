@@ -112,7 +112,7 @@ def _write(
     model: nn.Module, blocks: BlockSource, export_dir: Path, export: ModelExport, options: WriteOptions
 ) -> ExportReport:
     with dense_names(model), atomic_folder(export_dir, options.overwrite) as folder:
-        _write_companions(model, folder, options)
+        write_companions(model, folder, options)
         errors = WeightErrors()
         with finalized_as(model, export.exporter, options.target):
             layout = model_layout(model, export.weights)
@@ -168,7 +168,7 @@ def check_finalized_as(model: nn.Module, name: str) -> None:
         raise ExportError(f"the model is finalized for {other}; call octavo.unfinalize(model) first")
 
 
-def _write_companions(model: nn.Module, folder: Path, options: WriteOptions) -> None:
+def write_companions(model: nn.Module, folder: Path, options: WriteOptions) -> None:
     """Write the files beside the weights; a config.json with the dtype, which readers need, in any case."""
     dtype = options.dtype or dtype_of(model)
     plugins().write_companions(model, folder, options.tokenizer, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class ModelSource:
             self.folded.add(name)
 
 
-def left_out_modules(model: nn.Module, weights: Mapping[str, StoredWeight]) -> list[str]:
+def left_out_modules(model: nn.Module, weights: Container[str]) -> list[str]:
     """Return the modules with a weight of two dims or more, or stacked weights, none of which is quantized."""
     return [name for name, module in model.named_modules() if _is_left_out(name, module, weights)]
 
@@ -125,7 +125,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def _is_left_out(name: str, module: nn.Module, weights: Mapping[str, StoredWeight]) -> bool:
+def _is_left_out(name: str, module: nn.Module, weights: Container[str]) -> bool:
     if isinstance(module, PackedParameter):
         return False
     own = dict(module.named_parameters(name, recurse=False))

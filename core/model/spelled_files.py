@@ -54,15 +54,20 @@ def write_spelled(
         OSError: a shard cannot be written.
         CheckpointError: a tensor differs from what was written.
     """
+    write_metadata(spelling, folder)
+    writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes, reads_back=True), 0
+    for name, tensor in chain(spelled_tensors(source, spelling), spelling.other_tensors.items()):
+        writer.add(name, tensor)
+        num_bytes += tensor.nbytes
+    return WrittenShards(writer.finish(), num_bytes)
+
+
+def write_metadata(spelling: Spelling, folder: Path) -> None:
+    """Write the dialect's fields into the JSON files of `folder`; what else these hold stays."""
     for file, fields in spelling.metadata.items():
         path = folder / file
         data = (read_json(path) if path.exists() else {}) | dict(fields)
         path.write_text(json.dumps(data, indent=4) + "\n", encoding="utf-8")
-    writer, num_bytes = SafetensorsWriter(folder, max_shard_bytes, reads_back=True), 0
-    for name, tensor in chain(_spelled(source, spelling), spelling.other_tensors.items()):
-        writer.add(name, tensor)
-        num_bytes += tensor.nbytes
-    return WrittenShards(writer.finish(), num_bytes)
 
 
 def write_checked(
@@ -86,7 +91,8 @@ def check_written(folder: Path, written: WrittenShards, exporter: str) -> None:
     checkpoint.describe()
 
 
-def _spelled(source: CheckpointSource, spelling: Spelling) -> NamedTensors:
+def spelled_tensors(source: CheckpointSource, spelling: Spelling) -> NamedTensors:
+    """Yield the tensors of a checkpoint, in their order, but for `spelling.other_tensors`."""
     for item in source.tensors():
         if isinstance(item, PackedWeight):
             for suffix, tensor in spelling.spell(item).items():

@@ -8,7 +8,7 @@ imports core and the standard library only, and its framework inside the functio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +187,21 @@ def load_model(
 @hookspec(firstresult=True)
 def build_model(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> nn.Module | None:
     """Build the model of a checkpoint without loading its weights. Called by readers and by the command line."""
+
+
+@hookspec(firstresult=True)
+def build_unloaded(
+    directory: Path, names: Collection[str], dtype: torch.dtype | None, trust_remote_code: bool
+) -> nn.Module | None:
+    """Return what `load_model` would, with every tensor on the meta device. Called by streaming.
+
+    `names` are those of the checkpoint's tensors, which may be older than the model's.
+    """
+
+
+@hookspec(firstresult=True)
+def fill_buffers(model: nn.Module) -> bool | None:
+    """Give the buffers of a model of `build_unloaded` that checkpoints do not hold their values; return True."""
 
 
 @hookspec(firstresult=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib import import_module
@@ -99,7 +99,10 @@ class Plugins:
         return cast("ModelDescription | None", self._hook.describe_model(model=model))
 
     def tiny_inputs(self, model: nn.Module) -> Mapping[str, Any] | None:
-        """Call the hook `tiny_inputs`."""
+        """Call the hook `tiny_inputs`; a part of a model knows its own."""
+        own = getattr(model, "tiny_inputs", None)
+        if callable(own):
+            return cast("Mapping[str, Any] | None", own())
         return cast("Mapping[str, Any] | None", self._hook.tiny_inputs(model=model))
 
     def attention_layers(self, model: nn.Module) -> Mapping[str, nn.Module]:
@@ -170,6 +173,19 @@ class Plugins:
         """Call the hook `build_model`."""
         model = self._hook.build_model(directory=directory, dtype=dtype, trust_remote_code=trust_remote_code)
         return cast(nn.Module, self._answered(model, "build", directory))
+
+    def build_unloaded(
+        self, directory: Path, names: Collection[str], dtype: torch.dtype | None, trust_remote_code: bool
+    ) -> nn.Module:
+        """Call the hook `build_unloaded`."""
+        model = self._hook.build_unloaded(
+            directory=directory, names=names, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        return cast(nn.Module, self._answered(model, "stream", directory))
+
+    def fill_buffers(self, model: nn.Module) -> bool:
+        """Call the hook `fill_buffers`; return whether an adapter did."""
+        return bool(self._hook.fill_buffers(model=model))
 
     def load_tokenizer(self, path: Path, trust_remote_code: bool) -> Any:
         """Call the hook `load_tokenizer`."""

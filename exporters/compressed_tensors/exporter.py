@@ -10,15 +10,16 @@ from torch import nn
 
 from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_source import CheckpointSource
+from octavo.core.model.checkpoint_writer import ModelExport
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
-from octavo.core.model.spelled_files import write_checked
+from octavo.core.model.spelled_files import Spelling, write_checked
 from octavo.exporters.compressed_tensors.dialect import CompressedTensorsDialect
 from octavo.exporters.compressed_tensors.formats import cache_verdict, format_for, mixture_verdict
 from octavo.exporters.compressed_tensors.metadata import FP8_CACHE
 from octavo.exporters.compressed_tensors.reader import CompressedTensorsCheckpoint, holds_compressed_tensors
 from octavo.exporters.compressed_tensors.source_spelling import spelling_of
-from octavo.exporters.compressed_tensors.writer import NAME, export_compressed_tensors
+from octavo.exporters.compressed_tensors.writer import NAME, export_compressed_tensors, model_export
 
 
 class CompressedTensorsExporter:
@@ -71,6 +72,14 @@ class CompressedTensorsExporter:
     def export(self, model: nn.Module, export_dir: Path, **options: Any) -> ExportReport:
         """Write `model` to `export_dir`; options are those of `export_hf_checkpoint`."""
         return export_compressed_tensors(model, export_dir, **options)
+
+    def part(self, part: nn.Module, target: str | None) -> ModelExport:
+        """Say what of a model's part is written; see `core.streaming.part_exporter.PartExporter`."""
+        return model_export(part, target)
+
+    def spelling(self, source: CheckpointSource, target: str | None) -> Spelling:
+        """Return how the whole is written; see `core.streaming.part_exporter.PartExporter`."""
+        return spelling_of(source)
 
     def write(
         self, source: CheckpointSource, folder: Path, max_shard_bytes: int, target: str | None

@@ -26,15 +26,21 @@ def export_compressed_tensors(model: nn.Module, export_dir: Path, **options: Any
             be written.
     """
     chosen = WriteOptions(**options)
+    return write_checkpoint(model, export_dir, model_export(model, chosen.target), chosen)
+
+
+def model_export(model: nn.Module, target: str | None) -> ModelExport:
+    """Return what of a calibrated model, or of one of its blocks, this dialect writes.
+
+    Raises:
+        ModeError, ExportError: as in `export_compressed_tensors`.
+    """
     parts = inspect_model(model)
     names = ", ".join(dict.fromkeys(known.name for _, known in parts.formats.values()))
-    export = ModelExport(
+    return ModelExport(
         NAME,
         parts.weights,
         spelling_of,
         warnings=tuple(unstored_quantizers(model, CompressedTensorsDialect())),
-        differences=()
-        if chosen.target is None
-        else (f"compressed-tensors {names} instead of ModelOpt's dialect",),
+        differences=() if target is None else (f"compressed-tensors {names} instead of ModelOpt's dialect",),
     )
-    return write_checkpoint(model, export_dir, export, chosen)

@@ -10,15 +10,16 @@ from torch import nn
 
 from octavo.core.formats import QuantSpec
 from octavo.core.model.checkpoint_source import CheckpointSource
+from octavo.core.model.checkpoint_writer import ModelExport
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.exporter import LayerFormat, QuantizedCheckpoint, Verdict
-from octavo.core.model.spelled_files import write_checked
+from octavo.core.model.spelled_files import Spelling, write_checked
 from octavo.exporters.unified_hf.dialect import UnifiedHfDialect
 from octavo.exporters.unified_hf.reader import UnifiedHfCheckpoint, is_unified_hf
 from octavo.exporters.unified_hf.schemes import scheme_for
 from octavo.exporters.unified_hf.source_spelling import spelling_of
 from octavo.exporters.unified_hf.targets import cache_verdict, layer_verdict, mixture_verdict, shape_verdict
-from octavo.exporters.unified_hf.writer import export_hf_checkpoint
+from octavo.exporters.unified_hf.writer import export_hf_checkpoint, model_export
 
 
 class UnifiedHfExporter:
@@ -64,13 +65,19 @@ class UnifiedHfExporter:
         """Write `model` to `export_dir`; options are those of `export_hf_checkpoint`."""
         return export_hf_checkpoint(model, export_dir=export_dir, **options)
 
+    def part(self, part: nn.Module, target: str | None) -> ModelExport:
+        """Say what of a model's part is written; see `core.streaming.part_exporter.PartExporter`."""
+        return model_export(part, target)
+
+    def spelling(self, source: CheckpointSource, target: str | None) -> Spelling:
+        """Return how the whole is written; see `core.streaming.part_exporter.PartExporter`."""
+        return spelling_of(source, peer=target is None)
+
     def write(
         self, source: CheckpointSource, folder: Path, max_shard_bytes: int, target: str | None
     ) -> tuple[int, int]:
         """Write what is no model; see `core.model.checkpoint_source.SourceExporter`."""
-        return write_checked(
-            source, spelling_of(source, peer=target is None), folder, max_shard_bytes, self.name
-        )
+        return write_checked(source, self.spelling(source, target), folder, max_shard_bytes, self.name)
 
 
 EXPORTER = UnifiedHfExporter()

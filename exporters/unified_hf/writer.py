@@ -65,17 +65,26 @@ def export_hf_checkpoint(
     served = None if target is None else model_serving(model, target)
     if served is not None and served.exporter != UnifiedHfDialect.name:
         return plugins().exporter(served.exporter).export(model, Path(export_dir), **vars(options))
+    export = model_export(model, target, () if served is None else tuple(served.sentences("unknown")))
+    return write_checkpoint(model, Path(export_dir), export, options)
+
+
+def model_export(model: nn.Module, target: str | None, notes: tuple[str, ...] = ()) -> ModelExport:
+    """Return what of a calibrated model, or of one of its blocks, this dialect writes.
+
+    Raises:
+        ModeError, ExportError: as in `export_hf_checkpoint`.
+    """
     parts = inspect_model(model)
     peer = target is None
-    export = ModelExport(
+    return ModelExport(
         UnifiedHfDialect.name,
         parts.weights,
         partial(spelling_of, peer=peer),
-        (*export_warnings(model, parts), *(served.sentences("unknown") if served else ())),
+        (*export_warnings(model, parts), *notes),
         () if peer else _four_dim_scales(parts),
         stores_stacks=True,
     )
-    return write_checkpoint(model, Path(export_dir), export, options)
 
 
 def _four_dim_scales(parts: ExportableModel) -> tuple[str, ...]:

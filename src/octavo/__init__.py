@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from octavo.core.plugins.markers import hookimpl
     from octavo.core.plugins.text import text_batches
     from octavo.core.quantizers import SequentialQuantizer, TensorQuantizer
+    from octavo.core.streaming.quantize_checkpoint import quantize_checkpoint
     from octavo.core.training import QuantizedTraining, Schedule
     from octavo.core.training.fold_batch_norm import fold_batch_norm
     from octavo.core.training.reestimate_batch_norm import reestimate_batch_norm
@@ -127,6 +128,7 @@ _MODULE_OF = {
     "print_quant_summary": "octavo.core.calibration.summary",
     "quantize": "octavo.core.calibration.quantize",
     "reestimate_batch_norm": "octavo.core.training.reestimate_batch_norm",
+    "quantize_checkpoint": "octavo.core.streaming.quantize_checkpoint",
     "register": "octavo.core.modules",
     "reshard_tensorrt_llm": "octavo.exporters.tensorrt_llm.reshard",
     "restore": "octavo.core.modes.storage",
@@ -200,6 +202,7 @@ __all__ = [
     "preset_names",
     "print_quant_summary",
     "quantize",
+    "quantize_checkpoint",
     "reestimate_batch_norm",
     "register",
     "reshard_tensorrt_llm",

@@ -54,6 +54,22 @@ SkipBadBatches = Annotated[
     bool,
     typer.Option("--skip-bad-batches", help="Leave out batches with NaN or infinity, instead of refusing."),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="Block by block, for models larger than memory; the bytes are the same."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with a --stream run that was interrupted; begin one if there is none."
+    ),
+]
+ActivationBudget = Annotated[
+    str, typer.Option(help="Memory for activations of --stream, as 4GB; the rest is read from disk.")
+]
+LogJson = Annotated[
+    Path | None, typer.Option("--log-json", help="File that gets a JSON line for each block of --stream.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")]
 NumSamples = Annotated[int, typer.Option(min=1, help="Samples at most.")]
 SequenceLength = Annotated[int, typer.Option("--seq-len", min=2, help="Tokens per sample at most.")]

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from octavo.core.model.export_report import ExportReport
+
 
 def print_json(data: Any) -> None:
     """Print one JSON document on stdout; NaN and infinity, which JSON does not have, as null."""
@@ -17,6 +19,23 @@ def print_json(data: Any) -> None:
 def print_text(text: str) -> None:
     """Print lines on stdout."""
     sys.stdout.write(text + "\n")
+
+
+def print_export(report: ExportReport, as_json: bool, quiet: bool) -> None:
+    """Print what was written: as JSON, as a line, or not."""
+    if as_json:
+        print_json(
+            {
+                "directory": str(report.directory),
+                "num_tensors": report.num_tensors,
+                "num_bytes": report.num_bytes,
+                "warnings": list(report.warnings),
+                "exporter": report.exporter,
+                "differences": list(report.differences),
+            }
+        )
+    elif not quiet:
+        print_text(f"{report.directory}: {report.num_tensors} tensors, {report.num_bytes / 1e6:,.2f} MB")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -10,6 +10,7 @@ import typer
 from octavo.cli import options, output
 from octavo.cli.export import HUGGING_FACE, check_dialect, export, exporter_name
 from octavo.cli.skeleton import check_needs_no_data, plan_checkpoint
+from octavo.cli.stream import check_streamed, stream_checkpoint
 from octavo.core.errors import ConfigError
 from octavo.core.model.atomic_folder import check_place
 from octavo.core.plan.targets import check_stored
@@ -44,6 +45,10 @@ def quantize(
     batch_size: options.BatchSize = 8,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
+    stream: options.Stream = False,
+    resume: options.Resume = False,
+    activation_budget: options.ActivationBudget = "4GB",
+    log_json: options.LogJson = None,
     overwrite: options.Overwrite = False,
     trust_remote_code: options.TrustRemoteCode = False,
     quiet: options.Quiet = False,
@@ -59,7 +64,31 @@ def quantize(
     config, load_as = options.config_from(preset, kv, recipe, block_size), options.dtype_from(dtype)
     if stats is not None and calib_data is not None:
         raise ConfigError("give either --calib-data or --stats, not both")
-    _check_out(model, out, overwrite)
+    check_streamed(stream, resume, dialect, stats, skip_bad_batches)
+    _check_out(model, out, overwrite or resume)
+    if stream:
+        request = (
+            None if calib_data is None else DataRequest(calib_data, calib_size, seq_len, batch_size, seed)
+        )
+        streamed = stream_checkpoint(
+            model,
+            out,
+            request,
+            _has_tokenizer(model),
+            config=config,
+            target=target,
+            tp=tp,
+            dtype=load_as,
+            trust_remote_code=trust_remote_code,
+            resume=resume,
+            overwrite=overwrite,
+            activation_budget=activation_budget,
+            stats_budget=stats_budget,
+            quiet=quiet,
+            log_json=log_json,
+        )
+        output.print_export(streamed, as_json, quiet)
+        return
     statistics = None if stats is None else octavo.Statistics.load(stats)
     made = plan_checkpoint(model, config, load_as, trust_remote_code, engine, tp, stats_budget)
     made.check()
@@ -86,21 +115,7 @@ def quantize(
         skip_bad_batches=skip_bad_batches,
     )
     report = export(loaded, out, dialect, target, tp, pp, tokenizer, overwrite=overwrite, quiet=quiet)
-    if as_json:
-        output.print_json(
-            {
-                "directory": str(report.directory),
-                "num_tensors": report.num_tensors,
-                "num_bytes": report.num_bytes,
-                "warnings": list(report.warnings),
-                "exporter": report.exporter,
-                "differences": list(report.differences),
-            }
-        )
-    elif not quiet:
-        output.print_text(
-            f"{report.directory}: {report.num_tensors} tensors, {report.num_bytes / 1e6:,.2f} MB"
-        )
+    output.print_export(report, as_json, quiet)
 
 
 def _check_out(model: Path, out: Path, overwrite: bool) -> None:

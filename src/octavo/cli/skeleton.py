@@ -10,6 +10,7 @@ from octavo.core.config.presets import Config
 from octavo.core.errors import CalibrationError, listed
 from octavo.core.plan import Plan
 from octavo.core.plan import plan as plan_model
+from octavo.core.plan.data_needs import waiting_for_data
 from octavo.core.plugins import plugins
 
 
@@ -40,14 +41,7 @@ def check_needs_no_data(made: Plan) -> None:
     Raises:
         CalibrationError: there are such quantizers; the first are named.
     """
-    waiting = [
-        layer.site.quantizer_name(quantizer)
-        for layer in made.layers
-        for quantizer, stages in layer.quantizers.items()
-        if quantizer not in layer.site.weight_quantizers()
-        for stage in stages
-        if stage.spec.state and stage.pinned_amax is None
-    ]
+    waiting = waiting_for_data(made.layers)
     if waiting:
         raise CalibrationError(
             f"{len(waiting)} quantizers need calibration data and no --calib-data was given: {listed(waiting)}"
