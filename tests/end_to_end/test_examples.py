@@ -165,3 +165,14 @@ def test_qat_trainer_resumes_to_the_same_bytes(run: Runner, tmp_path: Path) -> N
 
     weights = "exported/model.safetensors"
     assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+def test_qad_trainer_comes_closer_to_the_original_and_exports_what_it_trained(run: Runner) -> None:
+    found = json.loads(run("examples/qad_trainer.py", "--json", "--steps", "12").splitlines()[-1])
+
+    rounded, distilled, exported = (
+        found[name] for name in ("rounded", "distilled", "the exported checkpoint")
+    )
+    assert distilled["kl"] < 0.9 * rounded["kl"]
+    assert rounded["reference_perplexity"] < distilled["perplexity"] < rounded["perplexity"]
+    assert exported == pytest.approx(distilled, rel=1e-5)
