@@ -1,8 +1,9 @@
 """Let a quantized model learn from its original (QAD), in the stock Trainer: one argument, then a checkpoint.
 
-Run: python examples/qad_trainer.py [--steps 150] [--bits 3] [--out DIR] [--json]
+Run: python examples/qad_trainer.py [--steps 150] [--written 256] [--bits 3] [--out DIR] [--json]
 The bundled model in blocks of 32 weights, rounded as well as can be without training, then distilled on the bundled
-texts; perplexity of other texts, and KL divergence to the original, before and after.
+texts and on others that the original writes; perplexity of other texts, and KL divergence to the original, before and
+after.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def main() -> None:
     )
     rows = {"rounded": octavo.compare(student, original, test)}
 
-    distill(student, original, texts, options.steps)
+    distill(student, original, texts + written(original, options.written), options.steps)
     rows["distilled"] = octavo.compare(student, original, test)
 
     with tempfile.TemporaryDirectory() as temporary:
         out = (options.out or Path(temporary)) / "exported"
-        octavo.export_hf_checkpoint(student, export_dir=out, exporter="compressed_tensors")
+        octavo.plugins().exporter("compressed_tensors").export(student, out, quiet=True)
         rows["the exported checkpoint"] = octavo.compare(octavo.load_quantized(out), original, test)
     show(rows, options.json)
 
@@ -93,6 +94,26 @@ def samples(tokenizer: Any) -> list[dict[str, torch.Tensor]]:
     lines = (DATA / "calibration.jsonl").read_text(encoding="utf-8").splitlines()
     ids = [token for line in lines for token in tokenizer(json.loads(line)["text"])["input_ids"]]
     pieces = torch.tensor(ids[: len(ids) // LENGTH * LENGTH]).view(-1, LENGTH)
+    return as_samples(pieces)
+
+
+def written(original: Any, number: int) -> list[dict[str, torch.Tensor]]:
+    """Return texts that the original writes, of `LENGTH` tokens each."""
+    torch.manual_seed(0)
+    first = torch.full((number, 1), original.config.bos_token_id)
+    pieces = original.generate(
+        first,
+        attention_mask=torch.ones_like(first),
+        do_sample=True,
+        top_k=0,
+        min_length=LENGTH,
+        max_length=LENGTH,
+        pad_token_id=original.config.eos_token_id,
+    )
+    return as_samples(pieces)
+
+
+def as_samples(pieces: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": piece, "labels": piece.clone()} for piece in pieces]
 
 
@@ -106,6 +127,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--bits", type=int, default=3, help="of weights")
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--written", type=int, default=256, help="texts that the original writes")
     parser.add_argument("--out", type=Path, help="folder for the exported model")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

@@ -168,11 +168,12 @@ def test_qat_trainer_resumes_to_the_same_bytes(run: Runner, tmp_path: Path) -> N
 
 
 def test_qad_trainer_comes_closer_to_the_original_and_exports_what_it_trained(run: Runner) -> None:
-    found = json.loads(run("examples/qad_trainer.py", "--json", "--steps", "12").splitlines()[-1])
+    flags = ["--json", "--steps", "20", "--written", "32"]
+    found = json.loads(run("examples/qad_trainer.py", *flags).splitlines()[-1])
 
     rounded, distilled, exported = (
         found[name] for name in ("rounded", "distilled", "the exported checkpoint")
     )
-    assert distilled["kl"] < 0.9 * rounded["kl"]
+    assert distilled["kl"] < 0.95 * rounded["kl"], "in 20 steps"
     assert rounded["reference_perplexity"] < distilled["perplexity"] < rounded["perplexity"]
     assert exported == pytest.approx(distilled, rel=1e-5)
