@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class Cell:
     control: Score | None = None
     cpu_s: float = 0.0
     checkpoint: str = ""
+    settings: dict[str, float] = field(default_factory=dict)
 
     def recovered(self, key: str) -> float | None:
         """Return the share of what quantizing costs in `ppl` or `kl` that distillation gave back."""
@@ -109,8 +110,11 @@ class Cell:
 class Recovery:
     """The cells of one model and seed."""
 
-    def __init__(self, bench: Bench, settings: Settings, part: str, seed: int) -> None:
+    def __init__(
+        self, bench: Bench, settings: Settings, part: str, seed: int, has_control: bool = True
+    ) -> None:
         self.bench, self.settings, self.part, self.seed = bench, settings, part, seed
+        self.has_control = has_control
         self._base = self._score(bench.base)
 
     def cell(self, format_name: str, entry: dict[str, Any]) -> Cell:
@@ -130,7 +134,15 @@ class Recovery:
         octavo.export_student(model)
         seconds += time.process_time() - start
         qad, checkpoint = self._stored(model)
-        return replace(cell, qad=qad, control=self._control, cpu_s=seconds, checkpoint=checkpoint)
+        control = self._control if self.has_control else None
+        return replace(
+            cell,
+            qad=qad,
+            control=control,
+            cpu_s=seconds,
+            checkpoint=checkpoint,
+            settings=asdict(self.settings),
+        )
 
     @cached_property
     def _control(self) -> Score:
@@ -230,7 +242,9 @@ def main() -> None:
     for name in options.models.split(","):
         bench = Bench(options.data / name, texts, harness, options.stories)
         for seed in map(int, options.seeds.split(",")):
-            recovery = Recovery(bench, Settings(**dict(options.set)), options.part, seed)
+            recovery = Recovery(
+                bench, Settings(**dict(options.set)), options.part, seed, not options.no_control
+            )
             for format_name in (name for name in FORMATS if matches(name, options.formats)):
                 if any(is_of(cell, name, format_name, options.part, seed) for cell in cells):
                     continue
@@ -254,6 +268,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="another setting"
     )
+    parser.add_argument("--no-control", action="store_true", help="leave the control out")
     parser.add_argument("--rows", type=Path, help="file of finished cells, which are not run again")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
@@ -291,7 +306,7 @@ def markdown(cells: list[Cell]) -> str:
     """Return one table, perplexity and KL side by side; recovery of less than 70 % is bold."""
     heads = [
         "model", "format", "seed", "base", "PTQ", "QAD", "recovered", "PTQ KL", "QAD KL", "of KL recovered",
-        "control", "its KL", "CPU s",
+        "control", "its KL", "steps at rate", "CPU s",
     ]  # fmt: skip
     rows = [heads, ["---"] * len(heads), *map(columns, cells)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -299,9 +314,10 @@ def markdown(cells: list[Cell]) -> str:
 
 def columns(cell: Cell) -> list[str]:
     start = [cell.model, cell.format, str(cell.seed), f"{cell.base['ppl']:.3f}", f"{cell.ptq['ppl']:.3f}"]
-    if cell.qad is None or cell.control is None:
-        return [*start, "not trained: under 2 %", "", f"{cell.ptq['kl']:.4f}", *[""] * 5]
+    if cell.qad is None:
+        return [*start, "not trained: under 2 %", "", f"{cell.ptq['kl']:.4f}", *[""] * 6]
     recovered = [share(cell.recovered(key)) for key in ("ppl", "kl")]
+    control = cell.control
     return [
         *start,
         f"{cell.qad['ppl']:.3f}",
@@ -309,8 +325,9 @@ def columns(cell: Cell) -> list[str]:
         f"{cell.ptq['kl']:.4f}",
         f"{cell.qad['kl']:.4f}",
         recovered[1],
-        f"{cell.control['ppl']:.3f}",
-        f"{cell.control['kl']:.4f}",
+        "not measured" if control is None else f"{control['ppl']:.3f}",
+        "" if control is None else f"{control['kl']:.4f}",
+        f"{cell.settings['steps']:.0f} at {cell.settings['learning_rate']:g}",
         f"{cell.cpu_s:.0f}",
     ]
 
