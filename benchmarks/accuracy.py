@@ -203,26 +203,35 @@ def quantized(bench: Bench, config: dict[str, Any], seed: int) -> tuple[nn.Modul
 def stored(model: nn.Module, bench: Bench, seed: int) -> str:
     """Export in the first dialect that has the format, read back, and say what was checked; exit when logits differ."""
     ids = bench.calibration(seed)[0][:2]
-    refusal = ""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            dialect = exported(model, Path(temporary) / "out")
+        except octavo.OctavoError as error:
+            return f"no checkpoint: {str(error).splitlines()[0][:90]}"
+        with octavo.finalized(model, dialect), torch.no_grad():
+            expected = model(ids).logits
+        with torch.no_grad():
+            found = octavo.load_quantized(Path(temporary) / "out")(ids).logits
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        largest = float((found - expected).abs().max())
+        sys.exit(f"{bench.folder.name}: the checkpoint read back gives logits that differ by {largest:.3g}")
+    return f"read back equal from {dialect}"
+
+
+def exported(model: nn.Module, folder: Path) -> str:
+    """Export in the first dialect that has a place for the model's formats, and return its name.
+
+    Raises OctavoError, the first dialect's, where none has.
+    """
+    refusals = []
     for dialect in DIALECTS:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "out"
-            try:
-                octavo.plugins().exporter(dialect).export(model, folder, quiet=True)
-            except octavo.OctavoError as error:
-                refusal = refusal or str(error).splitlines()[0][:90]
-                continue
-            with octavo.finalized(model, dialect), torch.no_grad():
-                expected = model(ids).logits
-            with torch.no_grad():
-                found = octavo.load_quantized(folder)(ids).logits
-        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
-            largest = float((found - expected).abs().max())
-            sys.exit(
-                f"{bench.folder.name}: the checkpoint read back gives logits that differ by {largest:.3g}"
-            )
-        return f"read back equal from {dialect}"
-    return f"no checkpoint: {refusal}"
+        try:
+            octavo.plugins().exporter(dialect).export(model, folder, quiet=True)
+        except octavo.OctavoError as error:
+            refusals.append(error)
+            continue
+        return dialect
+    raise refusals[0]
 
 
 @torch.no_grad()

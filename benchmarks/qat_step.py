@@ -3,9 +3,10 @@
 Run: python benchmarks/qat_step.py [--json] [--repeats N] [--samples N] [--threads N] [--cases GLOBS] [--peer PYTHON]
 
 A step is forward, loss, backward and AdamW, on --samples x 512 tokens. Both models step in turn; reported is the median
-of how fast the quantized one is, 1 being as fast as the other. Before that, the gradients by kernels are compared with
-those by the reference: equal, except for the order of sums. --peer names the Python of an environment with
-torchao==0.18.0 and transformers, whose rows come from the same run.
+of how fast the quantized one is, 1 being as fast as the other. Then a step of distillation (QAD), whose teacher is the
+original that the quantized model has in itself, beside one of QAT: the median of how many times as long it takes.
+Before all that, the gradients by kernels are compared with those by the reference: equal, except for the order of sums.
+--peer names the Python of an environment with torchao==0.18.0 and transformers, whose rows come from the same run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,7 @@ CASES: dict[str, tuple[Any, float]] = {
     "NVFP4 W4A4": ("NVFP4_DEFAULT_CFG", 0.70),
     "MXFP4 W4A4": ("MXFP4_DEFAULT_CFG", 0.70),
 }
+DISTILLATION_AIM = 1.45  # steps of QAT that one of QAD may take
 
 
 def main() -> None:
@@ -55,6 +58,8 @@ def main() -> None:
     for case in cases:
         rows.append(measure(case, options.repeats, options.samples))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        rows.append(measure_distillation(case, options.repeats, options.samples))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         if options.peer is not None:
             rows.append(peer(case, options))
     print(json.dumps(rows, indent=2)) if options.json else print_table(rows)
@@ -68,6 +73,26 @@ def measure(case: str, repeats: int, samples: int) -> dict[str, Any]:
     check(case)
     speeds = training_step.speeds(quantized(case), repeats, samples)
     return {"tool": f"octavo {octavo.__version__}", "case": case, "aim": CASES[case][1], **speeds}
+
+
+def measure_distillation(case: str, repeats: int, samples: int) -> dict[str, Any]:
+    """Return how many steps of QAT a step of QAD takes: the same, by the divergence from the model's original."""
+    ids, student = torch.cat(workload.data()[:samples]), quantized(case)
+    distillation = octavo.distill(student)
+    qat = training_step.step_of(quantized(case), ids)
+    qad = training_step.step_of(student, ids, lambda model, ids: distillation.loss(model(ids)))
+    times = training_step.in_turn(qat, qad, repeats)
+    ratios = [own / plain for plain, own in times]
+    plain_seconds, seconds = (statistics.median(column) for column in zip(*times, strict=True))
+    return {
+        "tool": f"octavo {octavo.__version__}",
+        "case": f"{case}, distilled",
+        "aim": DISTILLATION_AIM,
+        "steps_of_qat": statistics.median(ratios),
+        "steps_of_qat_range": [min(ratios), max(ratios)],
+        "cpu_seconds": seconds,
+        "qat_cpu_seconds": plain_seconds,
+    }
 
 
 def check(case: str) -> None:
@@ -100,15 +125,16 @@ def peer(case: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="QAT step, 29 M fp32 Llama, beside an unquantized one")
-    for column in ("tool", "case", "speed", "aim", "CPU s", "plain CPU s"):
+    table = Table(title="QAT step, 29 M fp32 Llama, beside an unquantized one; distilled: beside one of QAT")
+    for column in ("tool", "case", "speed, or steps of QAT", "aim", "CPU s", "CPU s beside"):
         table.add_column(column)
     for row in rows:
         if "refuses" in row:
             table.add_row(row["tool"], row["case"], f"refuses: {row['refuses'][:50]}")
             continue
-        speed = "{:.2f} ({:.2f} to {:.2f})".format(row["speed"], *row["speed_range"])
-        seconds = f"{row['cpu_seconds']:.2f}", f"{row['plain_cpu_seconds']:.2f}"
+        key, beside = ("speed", "plain") if "speed" in row else ("steps_of_qat", "qat")
+        speed = "{:.2f} ({:.2f} to {:.2f})".format(row[key], *row[f"{key}_range"])
+        seconds = f"{row['cpu_seconds']:.2f}", f"{row[f'{beside}_cpu_seconds']:.2f}"
         table.add_row(row["tool"], row["case"], speed, str(row.get("aim", "")), *seconds)
     Console(width=110).print(table)
 

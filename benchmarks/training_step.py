@@ -16,7 +16,10 @@ def loss(model: nn.Module, ids: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
-def step_of(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+Loss = Callable[[nn.Module, Tensor], Tensor]
+
+
+def step_of(model: nn.Module, ids: Tensor, loss: Loss = loss) -> Callable[[], None]:
     """Return a step of training: forward, loss, backward, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
@@ -32,7 +35,7 @@ def speeds(quantized: nn.Module, repeats: int, samples: int) -> dict[str, Any]:
     """Return how fast a quantized model's step is beside the plain one's, both in turn."""
     ids = torch.cat(workload.data()[:samples])
     plain_step, step = step_of(workload.model(), ids), step_of(quantized, ids)
-    times = [(workload.cpu_seconds(plain_step), workload.cpu_seconds(step)) for _ in range(repeats + 1)][1:]
+    times = in_turn(plain_step, step, repeats)
     ratios = [plain / own for plain, own in times]
     plain_seconds, seconds = (statistics.median(column) for column in zip(*times, strict=True))
     return {
@@ -41,3 +44,8 @@ def speeds(quantized: nn.Module, repeats: int, samples: int) -> dict[str, Any]:
         "cpu_seconds": seconds,
         "plain_cpu_seconds": plain_seconds,
     }
+
+
+def in_turn(one: Callable[[], None], other: Callable[[], None], repeats: int) -> list[tuple[float, float]]:
+    """Return the CPU seconds of two steps that run in turn, without those of a first one of each."""
+    return [(workload.cpu_seconds(one), workload.cpu_seconds(other)) for _ in range(repeats + 1)][1:]

@@ -48,13 +48,19 @@ def kl_divergence(
     rows = teacher.reshape(-1, teacher.shape[-1])
 
     def targets(log_student: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-        log_targets = torch.log_softmax(rows[first:last].to(log_student.dtype) / temperature, -1)
+        log_targets = softened(rows[first:last], temperature, log_student.dtype)
         probabilities = log_targets.exp()
         # 0 · log 0 is 0: a teacher may rule tokens out by logits of −inf.
-        difference = (log_targets - log_student).masked_fill(probabilities == 0, 0.0)
-        return (probabilities * difference).sum(-1), probabilities
+        difference = log_targets.sub_(log_student).masked_fill_(probabilities == 0, 0.0)
+        return difference.mul_(probabilities).sum(-1), probabilities
 
     return divergence_from(student, targets, temperature, weights, chunk_tokens)
+
+
+def softened(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """Return log probabilities of `logits` [tokens, vocabulary] divided by `temperature`, a tensor of their own."""
+    divided = logits.to(dtype)
+    return torch.log_softmax(divided if temperature == 1 else divided / temperature, -1)
 
 
 def divergence_from(
@@ -81,14 +87,14 @@ class _Divergence(torch.autograd.Function):
         grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         for first in range(0, len(rows), chunk):
             last = min(first + chunk, len(rows))
-            log_student = torch.log_softmax(rows[first:last].to(dtype) / temperature, -1)
+            log_student = softened(rows[first:last], temperature, dtype)
             divergence, target = targets(log_student, first, last)
             share = per_token[first:last]
             # A token without weight counts for nothing, whatever its logits are.
             total += torch.where(share == 0, 0.0, divergence * share).sum() * temperature**2
             if grad is not None:
-                slope = (log_student.exp() - target) * (share * temperature).unsqueeze(-1)
-                grad[first:last] = torch.where(share.unsqueeze(-1) == 0, 0.0, slope)
+                slope = log_student.exp_().sub_(target).mul_((share * temperature).unsqueeze(-1))
+                grad[first:last] = slope.masked_fill_((share == 0).unsqueeze(-1), 0.0)
         ctx.save_for_backward(None if grad is None else grad.reshape(student.shape))
         return total
 

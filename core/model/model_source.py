@@ -12,7 +12,7 @@ from octavo.core.calibration.smoothing_fold import format_of
 from octavo.core.errors import ExportError
 from octavo.core.formats import QuantSpec
 from octavo.core.model.activation_scales import CACHE_QUANTIZERS
-from octavo.core.model.blocks import Block, BlockSource
+from octavo.core.model.blocks import Block, BlockSource, blocks_of
 from octavo.core.model.checkpoint_layout import CheckpointLayout, Place
 from octavo.core.model.checkpoint_source import PackedWeight
 from octavo.core.model.exporter import InputState, LayerFormat
@@ -20,6 +20,7 @@ from octavo.core.model.finite import is_finite
 from octavo.core.model.module_names import module_names
 from octavo.core.model.stored_weight import StoredWeight, input_state
 from octavo.core.modules import PackedParameter, QuantAttention, quantized_layers
+from octavo.core.plugins import plugins
 from octavo.core.report.weight_error import WeightErrors
 
 
@@ -32,7 +33,7 @@ class ModelSource:
         layout: Where its checkpoint has them.
         dtype: Of the tensors that are not quantized; None: each its own.
         errors: Takes in how far codes are from weights.
-        blocks: The blocks that the model is read in.
+        blocks: The blocks that the model is read in; None: those that it is described to have.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class ModelSource:
         layout: CheckpointLayout,
         dtype: torch.dtype | None,
         errors: WeightErrors,
-        blocks: BlockSource,
+        blocks: BlockSource | None = None,
     ) -> None:
         self._model = model
         self._weights = weights
         self._layout = layout
         self._dtype = dtype
         self._errors = errors
-        self._blocks = blocks
+        self._blocks = blocks or blocks_of(model, plugins().describe_model(model))
         names = module_names(layout.names)
         self.dtype = dtype or dtype_of(model)
         self.modules = set(names.values())

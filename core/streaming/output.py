@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.core.errors import CheckpointError, ExportError
-from octavo.core.model.shards import ManifestEntry
+from octavo.core.model.shard_file import ManifestEntry
 from octavo.core.streaming import files
 from octavo.core.streaming.activations import SavedActivations
 from octavo.core.streaming.journal import Journal

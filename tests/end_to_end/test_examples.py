@@ -181,3 +181,15 @@ def test_qlora_exports_what_it_merged_and_on_weights_what_it_trained(
         assert found[f"{place}: exported"] == pytest.approx(found[f"{place}: merged"], rel=1e-6)
         assert found[f"{place}: trained"] < 1.02 * found["rounded, not trained"]
     assert found["inside: merged"] == pytest.approx(found["inside: trained"], rel=dialect)
+
+
+def test_qad_trainer_comes_closer_to_the_original_and_exports_what_it_trained(run: Runner) -> None:
+    flags = ["--json", "--steps", "20", "--written", "32"]
+    found = json.loads(run("examples/qad_trainer.py", *flags).splitlines()[-1])
+
+    rounded, distilled, exported = (
+        found[name] for name in ("rounded", "distilled", "the exported checkpoint")
+    )
+    assert distilled["kl"] < 0.95 * rounded["kl"], "in 20 steps"
+    assert rounded["reference_perplexity"] < distilled["perplexity"] < rounded["perplexity"]
+    assert exported == pytest.approx(distilled, rel=1e-5)

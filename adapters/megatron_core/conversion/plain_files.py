@@ -6,7 +6,6 @@ from pathlib import Path
 
 from octavo.adapters.megatron_core.conversion.original import Original
 from octavo.core.model.atomic_folder import atomic_folder
-from octavo.core.model.blocks import blocks_of
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import ModelSource
 from octavo.core.model.shard_reader import write_manifest
@@ -29,8 +28,7 @@ def write_plain(original: Original, export_dir: Path, overwrite: bool, max_shard
     with atomic_folder(export_dir, overwrite) as folder:
         plugins().write_companions(model, folder, original.tokenizer(), original.dtype)
         writer = SafetensorsWriter(folder, max_shard_bytes, reads_back=True)
-        blocks = blocks_of(model, plugins().describe_model(model))
-        for item in ModelSource(model, {}, original.skeleton.layout, None, WeightErrors(), blocks).tensors():
+        for item in ModelSource(model, {}, original.skeleton.layout, None, WeightErrors()).tensors():
             if isinstance(item, tuple):  # nothing is quantized
                 name, tensor = item
                 writer.add(name, tensor)
