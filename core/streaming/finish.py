@@ -11,8 +11,8 @@ from octavo.core.errors import ExportError, listed
 from octavo.core.model.checkpoint_writer import WriteOptions, write_companions
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import left_out_modules
-from octavo.core.model.shard_reader import write_manifest
 from octavo.core.model.shard_file import ManifestEntry
+from octavo.core.model.shard_reader import write_manifest
 from octavo.core.model.shards import INDEX_NAME, SINGLE_NAME
 from octavo.core.model.spelled_files import Spelling, WrittenShards, check_written, write_metadata
 from octavo.core.modes.record import ModeRecord, set_history
