@@ -7,8 +7,8 @@ A cell is a model and a format. It starts from the best post-training recipe of 
 parameter by the divergence of its logits from the original's, on train_sample.txt and on texts that the original
 writes. Cells whose perplexity rises by less than 2 % are not trained. Recovered is 1 - (QAD - base) / (PTQ - base), of
 perplexity and of the KL divergence to the base model, whose own is 0. The control is the base model trained without
-quantizers, by the labels of the same batches with the same steps and learning rates: what training alone gives. The
-settings were chosen on validation text (stories 301-884, --part validation); the claim is test text (1-300), which
+quantizers, by the labels of the same batches with the same steps and learning rates: what training alone gives.
+Settings are to be chosen on validation text (stories 301-884, --part validation); the claim is test text (1-300), which
 nothing else reads. Scored is the checkpoint, exported and read back, once it is known to score what the trained model
 did. CPU seconds are of one thread, calibration and writing included, scoring not.
 """
@@ -269,7 +269,9 @@ def parse_arguments() -> argparse.Namespace:
         "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="another setting"
     )
     parser.add_argument("--no-control", action="store_true", help="leave the control out")
-    parser.add_argument("--rows", type=Path, help="file of finished cells, which are not run again")
+    parser.add_argument(
+        "--rows", type=Path, help="file of finished cells, not run again; one for each setting"
+    )
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
