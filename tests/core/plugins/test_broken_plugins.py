@@ -102,6 +102,7 @@ def test_the_others_are_loaded(rows: dict[tuple[str, str], dict[str, Any]]) -> N
 
     assert loaded == [
         ("built-in", "huggingface"),
+        ("built-in", "megatron_core"),
         ("built-in", "unified_hf"),
         ("built-in", "compressed_tensors"),
         ("built-in", "tensorrt_llm"),
