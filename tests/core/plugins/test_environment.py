@@ -70,7 +70,7 @@ def test_all_but_these_built_in_ones_included(folder: Path) -> None:
 
     assert statuses == {
         "huggingface": OFF,
-        "megatron_core": OFF,
+        "megatron_core": None,
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
