@@ -63,7 +63,7 @@ def test_the_tokenizer_of_a_folder(stories: Path) -> None:
 @pytest.mark.parametrize(("verb", "call"), [("load", "load_model"), ("build", "build_model")])
 def test_a_folder_without_a_config_is_nobodys(tmp_path: Path, verb: str, call: str) -> None:
     with pytest.raises(
-        PluginError, match=re.escape(f"no plugin can {verb} {tmp_path}; loaded: huggingface, unified_hf")
+        PluginError, match=re.escape(f"no plugin can {verb} {tmp_path}; loaded: huggingface, megatron_core")
     ):
         getattr(plugins(), call)(tmp_path, torch.float32, False)
 

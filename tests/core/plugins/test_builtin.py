@@ -17,6 +17,7 @@ def test_the_package_declares_them() -> None:
     assert builtin_plugins() == BUILTIN_PLUGINS
     assert BUILTIN_PLUGINS == (
         "octavo.adapters.huggingface.plugin",
+        "octavo.adapters.megatron_core.plugin",
         "octavo.exporters.unified_hf.plugin",
         "octavo.exporters.compressed_tensors.plugin",
         "octavo.exporters.tensorrt_llm.plugin",
@@ -31,6 +32,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
 
     assert [(status.name, status.error) for status in found] == [
         ("huggingface", None),
+        ("megatron_core", None),
         ("unified_hf", None),
         ("compressed_tensors", None),
         ("tensorrt_llm", None),
@@ -40,6 +42,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
     ]
     assert [status.info for status in found] == [
         PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
+        PluginInfo("megatron_core", "Megatron-core models, whose layers are shared by ranks", ("megatron",)),
         PluginInfo("unified_hf", "Unified Hugging Face checkpoints in ModelOpt's dialect", ()),
         PluginInfo(
             "compressed_tensors", "compressed-tensors checkpoints: INT, FP8, NVFP4 and MX formats", ()

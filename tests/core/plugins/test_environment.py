@@ -42,6 +42,7 @@ def test_only_these_entry_points(folder: Path) -> None:
 
     assert errors == {
         "huggingface": None,
+        "megatron_core": None,
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
@@ -69,6 +70,7 @@ def test_all_but_these_built_in_ones_included(folder: Path) -> None:
 
     assert statuses == {
         "huggingface": OFF,
+        "megatron_core": None,
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
