@@ -25,7 +25,7 @@ def is_megatron_model(model: nn.Module) -> bool:
 def plugin_info() -> PluginInfo:
     """Describe this plugin."""
     return PluginInfo(
-        "megatron_core", "Megatron-core models, whose layers are shared by ranks", ("megatron.core",)
+        "megatron_core", "Megatron-core models, whose layers are shared by ranks", ("megatron",)
     )
 
 

@@ -1,4 +1,4 @@
-"""Text that ranks tell each other, as tensors of bytes: nothing is pickled."""
+"""Text that ranks tell each other, as tensors of bytes."""
 
 from __future__ import annotations
 

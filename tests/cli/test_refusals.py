@@ -107,8 +107,8 @@ def test_a_folder_that_nobody_loads_exits_with_3(octavo_command: Run, command: s
 
     assert done.code == 3
     assert (
-        f"{tmp_path}; loaded: huggingface, deepspeed_zero, unified_hf, compressed_tensors, tensorrt_llm, foreign, "
-        "cpu, triton. "
+        f"{tmp_path}; loaded: huggingface, deepspeed_zero, megatron_core, unified_hf, compressed_tensors, "
+        "tensorrt_llm, foreign, cpu, triton. "
         "`octavo plugins` lists them all" in done.err
     )
 

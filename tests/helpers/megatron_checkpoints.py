@@ -60,7 +60,7 @@ FORMATS = {
     "nvfp4": octavo.NVFP4_DEFAULT_CFG,
     "rotated": {
         "quant_cfg": {
-            "*linear_fc2.weight_quantizer": {"num_bits": 8, "axis": 0, "rotate": True},
+            "*[qk]_bmm_quantizer": {"num_bits": (4, 3), "rotate": True},
             "default": {"enable": False},
         },
         "algorithm": "max",

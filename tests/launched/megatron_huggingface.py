@@ -111,7 +111,7 @@ def refusals() -> list[dict[str, str]]:
     said = {"full": refusal(lambda: export_huggingface(model, FOLDER / "llama", FOLDER / "full"))}
     said["other"] = refusal(lambda: export_huggingface(model, FOLDER / "wide", FOLDER / "never"))
     said["load"] = refusal(lambda: load_huggingface(model, FOLDER / "wide"))
-    octavo.quantize(model, FORMATS["rotated"], quiet=True)
+    octavo.quantize(model, FORMATS["rotated"], lambda stage: outputs(stage, TOKENS), quiet=True)
     said["rotated"] = refusal(lambda: export_huggingface(model, FOLDER / "llama", FOLDER / "never"))
     lay_out(tp=4)
     said["narrow"] = refusal(lambda: import_huggingface(FOLDER / "three_heads"))

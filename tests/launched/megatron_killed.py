@@ -6,6 +6,7 @@ import os
 import signal
 
 if __name__ == "__main__":  # saving starts processes, which import this file
+    import multiprocessing
     import shutil
     import time
 
@@ -17,6 +18,8 @@ if __name__ == "__main__":  # saving starts processes, which import this file
     from octavo.adapters import megatron_core
 
     def die(*_: object, **__: object) -> None:
+        for child in multiprocessing.active_children():  # of Megatron-core's saving, which would outlive the rank
+            child.kill()
         (FOLDER / "died").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -86,10 +86,6 @@ def test_quantized_checkpoints_are_those_of_transformers(
 
     found = tensors_of(folder / f"{kind}-{layout}-{name}-{exporter}", pattern)
 
-    with torch.no_grad():
-        logits = model(TOKENS).logits
-    inside = load_file(f"{folder / kind}-{layout}-{name}-{exporter}.st")["logits"][..., : logits.shape[-1]]
-    assert (inside - logits).norm() <= 0.01 * logits.norm()
     inputs = {
         key
         for key in expected
@@ -101,6 +97,34 @@ def test_quantized_checkpoints_are_those_of_transformers(
     for key in inputs:
         torch.testing.assert_close(found.pop(key), expected.pop(key), rtol=2**-7, atol=0)
     _check_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "name", "near"),
+    [
+        ("llama", "tp2pp2", "fp8_kv", 0.01),
+        ("llama", "tp2", "nvfp4", 0.01),
+        (
+            "mixtral",
+            "ep2",
+            "fp8",
+            0.05,
+        ),  # inside Megatron-core each expert rounds its input by a scale of its own
+    ],
+)
+def test_quantized_models_compute_what_those_of_transformers_do(
+    result: Any, folder: Path, kind: str, layout: str, name: str, near: float
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / kind, dtype=torch.float32).eval()
+    octavo.quantize(model, FORMATS[name], [TOKENS], quiet=True)
+    if name == "nvfp4":  # a fused layer has the second-level scale that checkpoints share among its parts
+        octavo.finalize(model, "unified_hf")
+    with torch.no_grad():
+        expected = model(TOKENS).logits
+
+    found = load_file(f"{folder / kind}-{layout}-{name}-unified_hf.st")["logits"][..., : expected.shape[-1]]
+
+    assert (found - expected).norm() <= near * expected.norm()
 
 
 def test_the_metadata_is_that_of_transformers(result: Any, folder: Path, tmp_path: Path) -> None:
@@ -144,7 +168,7 @@ def test_every_rank_says_why_it_refuses(result: Any) -> None:
     for said in result["refusals"]:
         assert "linear_fc1.weight has shape [128, 64] on this rank" in said["load"]
         assert "wide has [192, 64] for it" in said["load"]
-        assert "linear_fc2.weight_quantizer has a rotation, which is not exported" in said["rotated"]
+        assert "core_attention.q_bmm_quantizer has a rotation" in said["rotated"]
         assert "num_attention_heads 3 is not divisible by 4 (tensor parallel)" in said["narrow"]
         assert "the number of experts 6 is not divisible by 4 (expert parallel)" in said["experts"]
 

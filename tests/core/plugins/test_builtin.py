@@ -18,6 +18,7 @@ def test_the_package_declares_them() -> None:
     assert BUILTIN_PLUGINS == (
         "octavo.adapters.huggingface.plugin",
         "octavo.adapters.deepspeed_zero.plugin",
+        "octavo.adapters.megatron_core.plugin",
         "octavo.exporters.unified_hf.plugin",
         "octavo.exporters.compressed_tensors.plugin",
         "octavo.exporters.tensorrt_llm.plugin",
@@ -33,6 +34,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
     assert [(status.name, status.error) for status in found] == [
         ("huggingface", None),
         ("deepspeed_zero", None),
+        ("megatron_core", None),
         ("unified_hf", None),
         ("compressed_tensors", None),
         ("tensorrt_llm", None),
@@ -43,6 +45,7 @@ def test_all_are_loaded_and_describe_themselves() -> None:
     assert [status.info for status in found] == [
         PluginInfo("huggingface", "Hugging Face transformers models, data and files", ("transformers",)),
         PluginInfo("deepspeed_zero", "DeepSpeed's ZeRO-3: weights divided among ranks", ("deepspeed",)),
+        PluginInfo("megatron_core", "Megatron-core models, whose layers are shared by ranks", ("megatron",)),
         PluginInfo("unified_hf", "Unified Hugging Face checkpoints in ModelOpt's dialect", ()),
         PluginInfo(
             "compressed_tensors", "compressed-tensors checkpoints: INT, FP8, NVFP4 and MX formats", ()

@@ -43,6 +43,7 @@ def test_only_these_entry_points(folder: Path) -> None:
     assert errors == {
         "huggingface": None,
         "deepspeed_zero": None,
+        "megatron_core": None,
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
@@ -71,6 +72,7 @@ def test_all_but_these_built_in_ones_included(folder: Path) -> None:
     assert statuses == {
         "huggingface": OFF,
         "deepspeed_zero": None,
+        "megatron_core": None,
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,

@@ -46,6 +46,7 @@ def test_they_are_listed_where_their_framework_cannot_be_imported(tmp_path: Path
     assert {name: row["error"] for name, row in rows.items()} == {
         "huggingface": None,
         "deepspeed_zero": None,
+        "megatron_core": None,
         "unified_hf": None,
         "compressed_tensors": None,
         "tensorrt_llm": None,
