@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.core.graph.evaluating import evaluating
+from octavo.core.ranks.world import num_ranks, sum_of_all
 
 
 def first_batches(dataloader: Any, number: int, batch_size: int) -> list[Mapping[str, Any]]:
@@ -38,7 +39,6 @@ def mean_loss(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float |
                 return None
             size = next(len(value) for value in moved.values() if isinstance(value, Tensor))
             total += torch.tensor([float(loss) * size, size], dtype=torch.float64)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        total = total.to(device)
-        torch.distributed.all_reduce(total)
+    if num_ranks() > 1:
+        total = sum_of_all(total.to(device))
     return float(total[0] / total[1])

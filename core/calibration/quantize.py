@@ -145,10 +145,6 @@ def calibrate_attached(
     groups = record.state["same_input"] if record is not None else []
     given = Given(of_all_ranks=of_all_ranks)
     report = _run(model, algorithms, forward_loop, quiet, groups, given)
-    if of_all_ranks and not plugins().rank_groups(model):  # which says that ranks have parts of their own
-        from octavo.core.ranks.statistics import share_state  # only where several ranks calibrate
-
-        share_state(model)
     add_to_report(model, report)
     return model
 
@@ -194,6 +190,11 @@ def _run(
     log = RunLog()
     with measured() as cost:
         rows, originals = run_algorithms(model, algorithms, forward_loop, quiet, groups, given, log)
+        # Adapters that say which ranks have parts of their own leave nothing to share.
+        if given.of_all_ranks and not plugins().rank_groups(model):
+            from octavo.core.ranks.statistics import share_results
+
+            share_results(model, any(algorithm.moves_weights for algorithm in algorithms))
     return noted(rows, log, cost, originals.names(model))
 
 

@@ -43,12 +43,20 @@ def merge_inputs(collectors: Iterable[StatisticsCollector]) -> None:
 
 
 @torch.no_grad()
-def share_state(model: nn.Module) -> None:
-    """Give the quantizers of every rank the state of rank 0's, which is theirs up to the order of sums."""
-    if num_ranks() > 1:
-        for _, quantizer in tensor_quantizers(model):
-            for buffer in quantizer.buffers(recurse=False):
-                dist.broadcast(buffer, 0)
+def share_results(model: nn.Module, with_weights: bool) -> None:
+    """Give every rank what calibration made of rank 0's model, which is what it made of theirs up to rounding.
+
+    Args:
+        model: The model.
+        with_weights: Weights changed, too; none is divided then.
+    """
+    if num_ranks() == 1:
+        return
+    for _, quantizer in tensor_quantizers(model):
+        for buffer in quantizer.buffers(recurse=False):
+            dist.broadcast(buffer, 0)
+    for parameter in model.parameters() if with_weights else ():
+        dist.broadcast(parameter.data, 0)
 
 
 def _merge_input(statistics: InputStatistics) -> None:

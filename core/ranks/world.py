@@ -26,11 +26,11 @@ def wait_for_all() -> None:
 def largest_of_all(tensor: Tensor) -> Tensor:
     """Return the elementwise largest of all ranks' tensors, which have one shape; also in place.
 
-    NaN counts as infinite: not every backend of `torch.distributed` would let it through.
+    Where there are several, NaN counts as infinite: not every backend of `torch.distributed` would let it through.
     """
-    if tensor.is_floating_point():
-        tensor.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     if num_ranks() > 1:
+        if tensor.is_floating_point():
+            tensor.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor
 

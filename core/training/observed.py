@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octavo.core.calibration.collectors import AmaxCollector
 from octavo.core.quantizers import TensorQuantizer
+from octavo.core.ranks.world import largest_of_all
 
 MOMENTUM = 0.95
 
@@ -33,7 +34,7 @@ class ActivationObserver:
                 old = quantizer.named_state()
                 quantizer.set_state(
                     **{
-                        name: MOMENTUM * old[name] + (1 - MOMENTUM) * _of_all_ranks(state[name])
+                        name: MOMENTUM * old[name] + (1 - MOMENTUM) * largest_of_all(state[name])
                         for name in old
                     }
                 )
@@ -62,9 +63,3 @@ class _StepMaximum:
         state = self._collector.state()
         self._collector = AmaxCollector(self._spec)
         return state
-
-
-def _of_all_ranks(amax: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(amax, torch.distributed.ReduceOp.MAX)
-    return amax

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 _VERSION = 1
+_FIELDS = {"step", "ranks", "parts", "optimizer"}
 _FACTS = "octavo_training.json"
 _SHARED = "same_on_all_ranks.safetensors"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
@@ -86,12 +87,17 @@ def load_training(folder: str | Path, model: nn.Module, optimizer: torch.optim.O
     facts = _facts(folder)
     stored = _read(folder / _SHARED) | (_read(folder / _file_of(rank())) if facts["parts"] else {})
     _check_quantizers(folder, stored, model)
-    state = _model_state(stored, model)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(_model_state(stored, model))
     except RuntimeError as error:  # names and shapes, which it lists
         raise CheckpointError(f"{folder} is of another model: {error}") from error
-    optimizer.load_state_dict(_optimizer_state(facts["optimizer"], stored, optimizer))
+    try:
+        optimizer.load_state_dict(_optimizer_state(facts["optimizer"], stored, optimizer))
+    except (LookupError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} has the state of another optimizer than this {type(optimizer).__name__}: {error}; make it as it "
+            "was, after the model's quantizers and after what wraps the model"
+        ) from error
     return int(facts["step"])
 
 
@@ -175,7 +181,7 @@ def _facts(folder: Path, any_ranks: bool = False) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no training state that can be read: {error}") from error
-    if not isinstance(facts, dict) or facts.get("version") != _VERSION:
+    if not isinstance(facts, dict) or facts.get("version") != _VERSION or not facts.keys() >= _FIELDS:
         raise CheckpointError(f"{path} is damaged, or of another version; expected version {_VERSION}")
     if not any_ranks and facts["ranks"] != num_ranks():
         raise CheckpointError(

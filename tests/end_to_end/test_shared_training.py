@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import octavo
 from helpers.launcher import run_on_ranks, run_on_two_ranks
 from helpers.shared_training import (
+    GPTQ,
     INT4_INT8,
     PERCENTILE,
     Stack,
@@ -97,6 +98,18 @@ def test_sums_over_inputs_are_those_of_all_ranks(two: Any) -> None:
     everything = torch.cat(calibration()).double()
     assert 1 < len(held) <= 6
     assert all(any(torch.equal(token, one) for one in everything) for token in held.double())
+
+
+def test_weights_that_calibration_changes_are_the_same_on_every_rank(two: Any) -> None:
+    first, second = two["gptq"]
+    alone = octavo.quantize(Stack(), GPTQ, calibration(), quiet=True)
+    before = Stack().state_dict()
+
+    assert first == second
+    for name, weight in alone.named_parameters():
+        found = torch.tensor(first[name]).view(weight.shape)
+        assert ((found - weight).abs() < 1e-5).float().mean() > 0.95, "but for ties, the same codes"
+        assert name.endswith("bias") or not torch.equal(found, before[name])
 
 
 def test_quantizing_after_sharding_keeps_the_wrapper_and_can_be_undone(two: Any) -> None:

@@ -37,6 +37,7 @@ PERCENTILE = {
         },
     ],
 }
+GPTQ = {**INT4_INT8, "algorithm": "gptq"}
 BATCH = 8
 CALIBRATION = range(900, 904)
 """Numbers of the batches that calibrate."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import octavo
 from helpers.shared_training import (
+    GPTQ,
     INT4_INT8,
     PERCENTILE,
     Stack,
@@ -76,6 +76,11 @@ def merged_inputs() -> dict[str, Any]:
     collector = input_statistics(dist.get_rank(), dist.get_world_size())
     merge_inputs([collector])
     return described(collector)
+
+
+def weights_by_gptq() -> dict[str, list[float]]:
+    model = calibrated(DistributedDataParallel(Stack()), GPTQ)
+    return {name: p.detach().flatten().tolist() for name, p in model.module.named_parameters()}
 
 
 def shard_first() -> dict[str, Any]:
@@ -161,7 +166,6 @@ def refusals() -> dict[str, str]:
     optimizer = torch.optim.AdamW(model.parameters())
     training = octavo.QuantizedTraining(model, INT4_INT8, quiet=True)
     divided = sharded(model)
-    gptq = {**copy.deepcopy(INT4_INT8), "algorithm": "gptq"}
     flat = Stack()
     first_version = octavo.QuantizedTraining(flat, INT4_INT8, quiet=True)
     FullyShardedDataParallel(flat, use_orig_params=True, device_id=torch.device("cpu"))
@@ -176,7 +180,7 @@ def refusals() -> dict[str, str]:
                 DistributedDataParallel(Stack()), INT4_INT8, activation_scales="lsq", quiet=True
             )
         ),
-        "gptq": refusal(lambda: octavo.quantize(sharded(Stack()), gptq, calibration(), quiet=True)),
+        "gptq": refusal(lambda: octavo.quantize(sharded(Stack()), GPTQ, calibration(), quiet=True)),
         "save": refusal(lambda: octavo.save(divided, FOLDER / f"saved-{dist.get_rank()}")),
     }
 
@@ -228,6 +232,7 @@ with joined():
         results |= {
             "shard first": shard_first(),
             "replicated": states(calibrated(DistributedDataParallel(Stack()), PERCENTILE)),
+            "gptq": of_all_ranks(weights_by_gptq()),
             "inputs": of_all_ranks(merged_inputs()),
             "resumed": {kind: resumed(kind, OPTIONS) for kind in WRAPPERS},
             "refusals": refusals(),
