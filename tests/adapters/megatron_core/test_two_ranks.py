@@ -1,4 +1,4 @@
-"""Megatron-core models that two ranks share: calibrated, saved, loaded, trained; all by one run of two processes."""
+"""Megatron-core models that two ranks share: calibrated, saved, loaded, trained."""
 
 from __future__ import annotations
 
@@ -25,18 +25,27 @@ NEAR = 2e-6  # relative, of losses in fp32
 
 
 @pytest.mark.launcher
-def test_two_ranks(tmp_path: Path) -> None:
-    sections = ("statistics", "checkpoints", "refusals", "script", "engine")
-    result = run_on_two_ranks("megatron", tmp_path, *sections)
+def test_calibration(tmp_path: Path) -> None:
+    result = run_on_two_ranks("megatron", tmp_path, "statistics", "engine")
 
     check_statistics(result["statistics"])
     check_gradients(result["statistics"]["gradients"])
     check_refused_calibration(result["statistics"]["refused"])
-    check_trips(result["checkpoints"], TRIPS, 2)
+    check_engine(result["engine"])
+
+
+@pytest.mark.launcher
+def test_checkpoints(tmp_path: Path) -> None:
+    check_trips(run_on_two_ranks("megatron", tmp_path, "checkpoints")["checkpoints"], TRIPS, 2)
+
+
+@pytest.mark.launcher
+def test_refusals_and_a_script(tmp_path: Path) -> None:
+    result = run_on_two_ranks("megatron", tmp_path, "refusals", "script")
+
     check_refusals(result["refusals"])
     check_plain_megatron(result["refusals"])
     check_script(result["script"])
-    check_engine(result["engine"])
 
 
 def check_statistics(result: dict[str, Any]) -> None:
