@@ -18,7 +18,9 @@ if __name__ == "__main__":  # saving starts processes, which import this file
     from octavo.adapters import megatron_core
 
     def die(*_: object, **__: object) -> None:
-        for child in multiprocessing.active_children():  # of Megatron-core's saving, which would outlive the rank
+        for (
+            child
+        ) in multiprocessing.active_children():  # of Megatron-core's saving, which would outlive the rank
             child.kill()
         (FOLDER / "died").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)

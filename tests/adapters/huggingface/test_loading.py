@@ -64,7 +64,9 @@ def test_the_tokenizer_of_a_folder(stories: Path) -> None:
 def test_a_folder_without_a_config_is_nobodys(tmp_path: Path, verb: str, call: str) -> None:
     with pytest.raises(
         PluginError,
-        match=re.escape(f"no plugin can {verb} {tmp_path}; loaded: huggingface, deepspeed_zero, megatron_core"),
+        match=re.escape(
+            f"no plugin can {verb} {tmp_path}; loaded: huggingface, deepspeed_zero, megatron_core"
+        ),
     ):
         getattr(plugins(), call)(tmp_path, torch.float32, False)
 

@@ -71,7 +71,8 @@ def test_one_token_is_no_sample(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_no_plugin_knows(tmp_path: Path) -> None:
     with pytest.raises(
-        PluginError, match=r"no plugin can read .*data\.txt; loaded: huggingface, deepspeed_zero, megatron_core"
+        PluginError,
+        match=r"no plugin can read .*data\.txt; loaded: huggingface, deepspeed_zero, megatron_core",
     ):
         octavo.text_batches(object(), tmp_path / "data.txt")
 

@@ -132,7 +132,10 @@ def test_calls_that_do_something(both: SimpleNamespace) -> None:
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    adapters, exporters = "huggingface, deepspeed_zero, megatron_core", "unified_hf, compressed_tensors, tensorrt_llm"
+    adapters, exporters = (
+        "huggingface, deepspeed_zero, megatron_core",
+        "unified_hf, compressed_tensors, tensorrt_llm",
+    )
     names = f"{adapters}, {exporters}, foreign, cpu, triton"
     loaded = f"loaded: {names}. `octavo plugins` lists them all"
     questions = {
