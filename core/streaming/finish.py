@@ -11,6 +11,7 @@ from octavo.core.errors import ExportError, listed
 from octavo.core.model.checkpoint_writer import WriteOptions, write_companions
 from octavo.core.model.export_report import ExportReport
 from octavo.core.model.model_source import left_out_modules
+from octavo.core.model.read_back import verify_shards
 from octavo.core.model.shard_file import ManifestEntry
 from octavo.core.model.shard_reader import write_manifest
 from octavo.core.model.shards import INDEX_NAME, SINGLE_NAME
@@ -77,6 +78,7 @@ def finish(job: Finishing, directory: Path) -> ExportReport:
     manifest = _named_shards(job.output)
     write_companions(job.opened.model, folder, job.options)
     write_metadata(job.spelling, folder)
+    verify_shards(folder, manifest)
     check_written(folder, WrittenShards(manifest, job.output.num_bytes()), job.exporter)
     report = ExportReport(
         directory,
