@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -70,6 +71,7 @@ def lay_out(tp: int = 1, pp: int = 1, ep: int = 1, etp: int | None = None, seed:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+    _end_groups(parallel_state)
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp,
@@ -79,6 +81,14 @@ def lay_out(tp: int = 1, pp: int = 1, ep: int = 1, etp: int | None = None, seed:
     )
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
+
+
+def _end_groups(state: Any) -> None:
+    """End the process groups of the last layout: gloo keeps threads for each, thousands after some layouts."""
+    held = [value if isinstance(value, list) else [value] for value in vars(state).values()]
+    groups = {one for several in held for one in several if isinstance(one, dist.ProcessGroup)}
+    for group in groups - {dist.group.WORLD}:
+        dist.destroy_process_group(group)
 
 
 def config(**fields: Any) -> Any:
@@ -194,8 +204,11 @@ def run_schedule(
     """Run batches through Megatron-core's schedule of the layout; return their losses, on the last stage."""
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
+    def loss_of(output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return output.mean(), {"loss": output.mean().detach().clone()}  # what is returned is divided in place
+
     def step(iterator: Any, stage: nn.Module) -> Any:
-        return stage(**next(iterator)), lambda output: (output.mean(), {"loss": output.mean().detach()})
+        return stage(**next(iterator)), loss_of
 
     rows, tokens = batches[0]["input_ids"].shape
     outputs = get_forward_backward_func()(
